@@ -91,7 +91,14 @@ def _check_section(section: Any, prefix: str = ""):
         value = getattr(section, f.name)
         if not is_dataclass(value): _check_value(f"{prefix}{f.name}", value, hints[f.name], f.metadata)
 
-# %% ../nbs/01_config.ipynb #472924ff
+# %% ../nbs/01_config.ipynb #53a64b25
+_DEFAULT_AUGMENT = [
+    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -1},
+    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -2},
+    {"_target_": "RandRotate90d", "prob": 0.5, "max_k": 1, "spatial_axes": [-2, -1]},
+]
+
+
 @dataclass
 class DataConfig:
     "Where the images are and how they become batches."
@@ -116,7 +123,7 @@ class DataConfig:
     num_workers: int = option(0, low=0)  # Processes that load data beside the training; 0 = none
     source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})  # Normalisation of the source; null = none
     target_norm: Optional[Dict[str, Any]] = None  # Normalisation of an image target; null = none
-    augment: List[Dict[str, Any]] = option([{"_target_": "RandFlip"}, {"_target_": "RandQuarterTurn"}])  # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map; [] = none
+    augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)  # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map; [] = none
     val_pixels: int = option(4_000_000, low=1024)  # Validate on whole images up to so many pixels per epoch
     val_patches: bool = False  # Validate on fixed patches instead of whole images
     cache_gb: float = option(2.0, low=0)  # Keep decoded images in memory up to so many GB per process
