@@ -61,6 +61,15 @@ def unpad(
     "Undo `pad_to_multiple`."
     return x[(..., *crop)]
 
+# %% ../nbs/04_tiling.ipynb #2f4017e5
+def _bell(tile: Sequence[int]) -> torch.Tensor:
+    "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` at the middle of each edge, never 0."
+    w = torch.ones(())
+    for n in tile:
+        x = torch.arange(n) - (n - 1) / 2
+        w = w[..., None] * torch.exp(-(8 * x / n) ** 2 / 2) # sigma: an eighth of the tile
+    return w
+
 # %% ../nbs/04_tiling.ipynb #39d649c4
 def _starts(size: int, tile: int, halo: int) -> list[int]:
     "Where windows start along one axis; the last one ends with the image."
@@ -109,7 +118,7 @@ def _room(tile: Sequence[int], sizes: Sequence[int], halo: Sequence[int]) -> tup
                           f"take tiles above {2 * max(halo)} or blend='gaussian'")
     return halo
 
-# %% ../nbs/04_tiling.ipynb #f793d3d3
+# %% ../nbs/04_tiling.ipynb #9be8119e
 @torch.no_grad()
 def predict_tiled(
     image: torch.Tensor,  # `(B, C, [Z,] Y, X)`, any size
@@ -134,7 +143,8 @@ def predict_tiled(
                  zip(_per_axis(tile, n, 'tile'), _per_axis(stride, n, 'stride'), sizes))
     if tile == sizes: return unpad(fn(x), crop)
     if blend == 'gaussian':
-        y = sliding_window_inference(x, tile, batch_size, fn, overlap=overlap, mode='gaussian', progress=progress)
+        y = sliding_window_inference(x, tile, batch_size, fn, overlap=overlap, progress=progress,
+                                     roi_weight_map=_bell(tile).to(x)[None, None])
         return unpad(y, crop)
     if halo is None: raise ConfigError("blend='exact' needs the `halo` of the network, got none; measure it with `probe_halo`")
     halo = [math.ceil(h / s) * s for h, s in zip(_per_axis(halo, n, 'halo', 0), _per_axis(stride, n, 'stride'))]

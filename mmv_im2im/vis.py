@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['show_images', 'show', 'show_result', 'show_batch', 'plot_curves', 'save_figure']
 
-# %% ../nbs/03_vis.ipynb #2314c293
+# %% ../nbs/03_vis.ipynb #bac36f0f
 import csv
 import io
 import math
@@ -17,7 +17,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .core import DataError, did_you_mean, write_atomic
+from .core import ConfigError, DataError, did_you_mean, write_atomic
 
 # %% ../nbs/03_vis.ipynb #d610c0a1
 class _Figure(Figure):
@@ -95,7 +95,7 @@ def _label_colors(plane: np.ndarray) -> np.ndarray:
     hsv = np.stack([k * 0.618034 % 1, 0.45 + 0.5 * (k * 0.367879 % 1), 0.75 + 0.25 * (k * 0.754878 % 1)], -1)
     return hsv_to_rgb(hsv) * (k != 0)[..., None] # steps of irrational size: close labels, distant colours
 
-# %% ../nbs/03_vis.ipynb #615b8a83
+# %% ../nbs/03_vis.ipynb #1b059d89
 def _panel(
     ax, plane: np.ndarray, title: str = '', cmap: str = 'gray', vmin: Optional[float] = None, vmax: Optional[float] = None,
     labels: Optional[bool] = None, bar: str = '',
@@ -116,7 +116,7 @@ def _panel(
 
 def _per_image(value: Any, n: int, name: str) -> list:
     "`value` for each of `n` images: one for all, or a sequence of `n`."
-    if value is None or isinstance(value, (str, bool, int, float)): return [value] * n
+    if value is None or isinstance(value, str) or np.ndim(value) == 0: return [value] * n
     if len(value) != n: raise DataError(f"`{name}` must have one entry for each of the {n} images, got {len(value)}")
     return list(value)
 
@@ -163,7 +163,7 @@ def show(
             kwargs.update(vmin=(None, lo, lo), vmax=(None, hi, hi))
     return show_images(images, titles, **{'ncols': max(1, len(images)), **kwargs})
 
-# %% ../nbs/03_vis.ipynb #8f581891
+# %% ../nbs/03_vis.ipynb #4bc536fb
 _HIT, _EXTRA, _MISS, _WRONG = '#FFFFFF', '#E69F00', '#56B4E9', '#CC79A7'
 
 
@@ -175,12 +175,11 @@ def _overlay(ax, pred: np.ndarray, target: np.ndarray, num_classes: Optional[int
     if wrong.any(): parts.append((wrong, _WRONG, 'wrong class'))
     rgb = np.zeros((*p.shape, 3))
     for where, color, _ in parts: rgb[where] = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-    ax.imshow(rgb, interpolation='nearest')
-    ax.set(xticks=[], yticks=[])
+    _panel(ax, rgb, 'overlay', vmin=0, vmax=1)
     ax.legend(handles=[Patch(facecolor=c, edgecolor='gray', label=name) for _, c, name in parts], fontsize=7, ncols=2,
               loc='upper center', bbox_to_anchor=(0.5, 0), frameon=False, handlelength=1, columnspacing=1)
 
-# %% ../nbs/03_vis.ipynb #79f53845
+# %% ../nbs/03_vis.ipynb #2868f992
 def _difference(ax, pred: np.ndarray, target: np.ndarray):
     "Prediction minus target, symmetric about 0, with a colour bar."
     d = pred.astype(np.float32) - target.astype(np.float32)
@@ -201,7 +200,7 @@ def show_result(
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
     "Source, prediction, target and their difference; prediction and target share one intensity range."
     if task not in ('regression', 'segmentation'):
-        raise DataError(f"unknown task {task!r}; {did_you_mean(task, ('regression', 'segmentation'))}")
+        raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, ('regression', 'segmentation'))}")
     (s, s_note), (p, note), (t, _) = (_plane(x, axes) for x in (source, pred, target))
     if p.shape != t.shape:
         raise DataError(f"prediction and target must have the same shape, got {_array(pred).shape} and {_array(target).shape}")

