@@ -14,7 +14,7 @@ import torch
 
 from .core import ConfigError, DataError, did_you_mean
 
-# %% ../nbs/02_metrics.ipynb #6b89dd6b
+# %% ../nbs/02_metrics.ipynb #f01277d4
 def _tensor(x: Any) -> torch.Tensor:
     "`x` as a double tensor, without its gradient, on its own device."
     if not isinstance(x, torch.Tensor): # torch takes no array in foreign byte order
@@ -23,13 +23,15 @@ def _tensor(x: Any) -> torch.Tensor:
     return (x.cpu() if x.device.type == 'mps' else x).double() # MPS has no doubles
 
 
-def _pair(pred: Any, target: Any, weight: Any = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "`pred`, `target` and `weight` as double tensors of one shape; the weight is 1 where none is given."
+def _pair(pred: Any, target: Any, weight: Any = None) -> tuple[torch.Tensor, ...]:
+    "`pred`, `target` and `weight` as double tensors of one shape; the weight defaults to 1."
     pred, target = _tensor(pred), _tensor(target)
     if pred.shape != target.shape:
-        raise DataError(f"the prediction and its target must have the same shape, got {tuple(pred.shape)} "
+        raise DataError(f"the prediction and its target must have the same shape, got "
+                        f"{tuple(pred.shape)} "
                         f"and {tuple(target.shape)}; crop or resize one of them")
-    if not pred.numel(): raise DataError(f"there is nothing to measure in images of shape {tuple(pred.shape)}")
+    if not pred.numel():
+        raise DataError(f"there is nothing to measure in images of shape {tuple(pred.shape)}")
     if weight is None: return pred, target.to(pred.device), torch.ones_like(pred)
     weight = _tensor(weight).to(pred.device)
     try: weight = weight.expand_as(pred)
@@ -37,21 +39,24 @@ def _pair(pred: Any, target: Any, weight: Any = None) -> tuple[torch.Tensor, tor
         raise DataError(f"the weight of shape {tuple(weight.shape)} does not fit images of shape "
                         f"{tuple(pred.shape)}; give one weight per pixel") from None
     if not (weight >= 0).all():
-        raise DataError("a weight must be 0 (ignore the pixel) or above, got one that is negative or NaN")
+        raise DataError("a weight must be 0 (ignore the pixel) or above, got one that is negative "
+                        "or NaN")
     return pred, target.to(pred.device), weight
 
 
-def _counted(pred: Any, target: Any, weight: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _counted(pred: Any, target: Any, weight: Any) -> tuple[torch.Tensor, ...]:
     "As `_pair`, but flat, and only the pixels whose weight is above 0."
     p, t, w = _pair(pred, target, weight)
-    return (p.flatten(), t.flatten(), w.flatten()) if weight is None else (p[w > 0], t[w > 0], w[w > 0])
+    if weight is None: return p.flatten(), t.flatten(), w.flatten()
+    return p[w > 0], t[w > 0], w[w > 0]
 
 
 def _check_range(data_range: Any) -> float:
     try: ok = 0 < float(data_range) < math.inf
     except (TypeError, ValueError): ok = False
     if not ok:
-        raise ConfigError(f"`data_range` must be a number above 0, got {data_range!r}; give the span between the smallest and "
+        raise ConfigError(f"`data_range` must be a number above 0, got {data_range!r}; give the "
+                          f"span between the smallest and "
                           "the largest possible value: 255 for uint8, 1 for images scaled to 0...1")
     return float(data_range)
 
@@ -84,15 +89,16 @@ def psnr(
     mse = float((w * (p - t) ** 2).sum() / w.sum())
     return math.inf if mse == 0 else 10 * math.log10(data_range ** 2 / mse)
 
-# %% ../nbs/02_metrics.ipynb #a80af499
+# %% ../nbs/02_metrics.ipynb #d89cd01f
 _RADIUS = 5 # of the window: 3.5 sigma, rounded, as scikit-image does
 
 
 def _windowed(x: torch.Tensor) -> torch.Tensor:
-    "Gaussian mean (sigma 1.5) around every pixel whose window lies inside: `(N, 1, *S) -> (N, 1, *(S - 10))`"
+    "Gaussian mean around every pixel whose window lies inside: `(N, 1, *S) -> (N, 1, *(S - 10))`"
     g = torch.arange(-_RADIUS, _RADIUS + 1, dtype=x.dtype, device=x.device)
     g = torch.exp(-(g / 1.5) ** 2 / 2)
-    for d in range(2, x.ndim): # the Gaussian separates: shift, weigh and add along one axis at a time
+    # the Gaussian separates: shift, weigh and add along one axis at a time
+    for d in range(2, x.ndim):
         n = x.shape[d] - 2 * _RADIUS
         y = torch.zeros_like(x.narrow(d, 0, n))
         for i, gi in enumerate((g / g.sum()).tolist()): y.add_(x.narrow(d, i, n), alpha=gi)
@@ -100,7 +106,8 @@ def _windowed(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor], R: float) -> torch.Tensor:
+def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor],
+              R: float) -> torch.Tensor:
     "SSIM around each pixel; `seen` is 1 where a pixel takes part, None if all do."
     share = 1 if seen is None else _windowed(seen)
     mean = lambda x: _windowed(x if seen is None else x * seen) / share
@@ -109,7 +116,7 @@ def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor], R:
     c1, c2 = (0.01 * R) ** 2, (0.03 * R) ** 2
     return ((2 * mp * mt + c1) * (2 * vpt + c2)) / ((mp ** 2 + mt ** 2 + c1) * (vp + vt + c2))
 
-# %% ../nbs/02_metrics.ipynb #efab28c5
+# %% ../nbs/02_metrics.ipynb #9b1e9ac0
 def ssim(
     pred: Any,  # Predicted image, `(..., Y, X)` or `(..., Z, Y, X)`
     target: Any,  # True image, same shape
@@ -117,36 +124,41 @@ def ssim(
     spatial_dims: int = 2,  # 2: each plane by itself; 3: windows that reach through Z
     weight: Any = None,  # Weight per pixel, 0 = ignore
 ) -> float:  # At most 1, higher is better; NaN if every weight is 0
-    "Structural similarity, Gaussian window of sigma 1.5; axes in front of the spatial ones are averaged."
+    "Structural similarity, Gaussian window of sigma 1.5; axes before the spatial ones are averaged."
     R = _check_range(data_range)
     p, t, w = _pair(pred, target, weight)
     size = tuple(p.shape[-spatial_dims:])
     if p.ndim < spatial_dims or min(size) <= 2 * _RADIUS:
-        raise DataError(f"SSIM over {spatial_dims} axes needs at least {2 * _RADIUS + 1} pixels along each, got an image of "
+        raise DataError(f"SSIM over {spatial_dims} axes needs at least {2 * _RADIUS + 1} pixels "
+                        f"along each, got an image of "
                         f"shape {tuple(p.shape)}; for a thin stack, use `spatial_dims=2`")
     p, t, w = (x.reshape(-1, 1, *size) for x in (p, t, w))
     seen = None if weight is None or (w > 0).all() else (w > 0).to(p)
     if seen is not None: p, t = (torch.where(w > 0, x, 0.) for x in (p, t)) # 0 * NaN would be NaN
     w = w[(..., *[slice(_RADIUS, -_RADIUS)] * spatial_dims)]
-    m = torch.where(w > 0, _ssim_map(p, t, seen, R), 0.) # beside ignored pixels only, a window may be empty
+    # beside ignored pixels only, a window may be empty
+    m = torch.where(w > 0, _ssim_map(p, t, seen, R), 0.)
     return float((w * m).sum() / w.sum())
 
-# %% ../nbs/02_metrics.ipynb #a0627e6d
+# %% ../nbs/02_metrics.ipynb #4e3faa05
 def _labels(x: torch.Tensor, num_classes: Optional[int], name: str) -> torch.Tensor:
     "`x` as int64 classes; refuse what is no label image."
     k = x.long()
     if not (k == x).all():
-        raise DataError(f"the {name} must hold labels, whole numbers, got other values; for probabilities, "
+        raise DataError(f"the {name} must hold labels, whole numbers, got other values; for "
+                        f"probabilities, "
                         "make a mask first: `pred > 0.5`")
     if num_classes is None or num_classes <= 2: return (k > 0).long()
     if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < num_classes:
-        raise DataError(f"the {name} must hold labels 0...{num_classes - 1} for `num_classes={num_classes}`, got "
-                        f"{int(k.min())}...{int(k.max())}; give these pixels the weight 0 or raise `num_classes`")
+        raise DataError(f"the {name} must hold labels 0...{num_classes - 1} for "
+                        f"`num_classes={num_classes}`, got "
+                        f"{int(k.min())}...{int(k.max())}; give these pixels the weight 0 or raise "
+                        f"`num_classes`")
     return k
 
 
 def _mean_overlap(pred: Any, target: Any, weight: Any, num_classes: Optional[int], score) -> float:
-    "Mean over the classes present of `score(both, in_pred, in_target)`, each a weighted count of pixels."
+    "Mean over the classes present of `score(both, in_pred, in_target)`, weighted counts of pixels."
     p, t, w = _counted(pred, target, weight)
     if not len(p): return math.nan
     p, t = _labels(p, num_classes, 'prediction'), _labels(t, num_classes, 'target')
@@ -156,12 +168,12 @@ def _mean_overlap(pred: Any, target: Any, weight: Any, num_classes: Optional[int
     found = in_p + in_t > 0
     return float(score(both, in_p, in_t)[found].mean()) if found.any() else 1.
 
-# %% ../nbs/02_metrics.ipynb #e84bef40
+# %% ../nbs/02_metrics.ipynb #f0bf9b39
 def dice(
     pred: Any,  # Predicted labels: bool or whole numbers, any number of axes
     target: Any,  # True labels, same shape
     weight: Any = None,  # Weight per pixel, 0 = ignore
-    num_classes: Optional[int] = None,  # None, 1 or 2: labels above 0 are foreground; more: mean over classes 1...K-1
+    num_classes: Optional[int] = None,  # Above 2: mean over classes 1...K-1; else label > 0
 ) -> float:  # 0...1, 1 is perfect, also where both are empty; NaN if every weight is 0
     "Dice coefficient, the same as the F1 score of the pixels."
     return _mean_overlap(pred, target, weight, num_classes, lambda both, p, t: 2 * both / (p + t))
@@ -171,29 +183,33 @@ def iou(
     pred: Any,  # Predicted labels: bool or whole numbers, any number of axes
     target: Any,  # True labels, same shape
     weight: Any = None,  # Weight per pixel, 0 = ignore
-    num_classes: Optional[int] = None,  # None, 1 or 2: labels above 0 are foreground; more: mean over classes 1...K-1
+    num_classes: Optional[int] = None,  # Above 2: mean over classes 1...K-1; else label > 0
 ) -> float:  # 0...1, 1 is perfect, also where both are empty; NaN if every weight is 0
     "Intersection over union, also called Jaccard index."
-    return _mean_overlap(pred, target, weight, num_classes, lambda both, p, t: both / (p + t - both))
+    return _mean_overlap(pred, target, weight, num_classes,
+                         lambda both, p, t: both / (p + t - both))
 
-# %% ../nbs/02_metrics.ipynb #a023dc38
-METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'dice': 'max', 'iou': 'max'}
+# %% ../nbs/02_metrics.ipynb #39c959ea
+METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'dice': 'max',
+                'iou': 'max'}
 
 
 def image_metrics(
     pred: Any,  # Predicted image or labels, `(..., [Z,] Y, X)`
     target: Any,  # True image or labels, same shape
     task: str,  # 'regression': pearson, ssim, psnr; 'segmentation': dice, iou
-    data_range: Optional[float] = None,  # Largest minus smallest possible value; needed for 'regression'
+    data_range: Optional[float] = None,  # Largest minus smallest value, for 'regression'
     spatial_dims: int = 2,  # 2 or 3: axes of the SSIM window
     weight: Any = None,  # Weight per pixel, 0 = ignore
-    num_classes: int = 1,  # For 'segmentation': 1 or 2 = foreground; more: mean over classes 1...K-1
+    num_classes: int = 1,  # Above 2: mean over classes 1...K-1; else label > 0 is foreground
 ) -> dict[str, float]:  # Name of the metric -> value
     "The metrics that suit the task; SSIM is NaN where the image is smaller than its window."
     if task == 'segmentation':
-        return {'dice': dice(pred, target, weight, num_classes), 'iou': iou(pred, target, weight, num_classes)}
+        return {'dice': dice(pred, target, weight, num_classes),
+                'iou': iou(pred, target, weight, num_classes)}
     if task != 'regression':
-        raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, ('regression', 'segmentation'))}")
+        raise ConfigError(f"unknown task {task!r}; "
+                          f"{did_you_mean(task, ('regression', 'segmentation'))}")
     fits = len(pred.shape) >= spatial_dims and min(pred.shape[-spatial_dims:]) > 2 * _RADIUS
     return {'pearson': pearson(pred, target, weight),
             'ssim': ssim(pred, target, data_range, spatial_dims, weight) if fits else math.nan,

@@ -19,12 +19,13 @@ from tqdm.auto import tqdm
 
 from .core import ConfigError, DataError, did_you_mean
 
-# %% ../nbs/04_tiling.ipynb #8857b40d
+# %% ../nbs/04_tiling.ipynb #607f71dc
 def _per_axis(value: int | Sequence[int], n: int, name: str, least: int = 1) -> tuple[int, ...]:
     "`value` for each of `n` spatial axes: one number for all, or `n` numbers."
     values = tuple(value) if isinstance(value, Sequence) else (value,) * n
     if len(values) != n or not all(isinstance(v, int) and v >= least for v in values):
-        raise ConfigError(f"`{name}` must be one whole number of at least {least}, or {n} of them, one for each spatial axis of the "
+        raise ConfigError(f"`{name}` must be one whole number of at least {least}, or {n} of them, "
+                          f"one for each spatial axis of the "
                           f"image, got {value!r}")
     return values
 
@@ -41,13 +42,15 @@ def _grow(x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         if size > x.shape[d]: x = x.index_select(d, _mirror(x.shape[d], size, x.device))
     return x
 
-# %% ../nbs/04_tiling.ipynb #bf781146
+# %% ../nbs/04_tiling.ipynb #a2aeff35
 def pad_to_multiple(
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-    stride: int | Sequence[int],  # Each spatial size must divide by this; one number, or one for each axis
-) -> tuple[torch.Tensor, tuple[slice, ...]]:  # Padded tensor; what `unpad` needs: the part of each axis that was there
+    stride: int | Sequence[int],  # Spatial sizes must divide by this, one or one per axis
+) -> tuple[torch.Tensor, tuple[slice, ...]]:  # Padded tensor, and what `unpad` needs
     "Mirror `x` at its far end until every spatial size divides by `stride`."
-    if x.ndim < 3: raise DataError(f"an image must have axes (B, C, [Z,] Y, X), got the shape {tuple(x.shape)}")
+    if x.ndim < 3:
+        raise DataError(f"an image must have axes (B, C, [Z,] Y, X), got the shape "
+                        f"{tuple(x.shape)}")
     if 0 in x.shape: raise DataError(f"an image must have pixels, got the shape {tuple(x.shape)}")
     strides = _per_axis(stride, x.ndim - 2, 'stride')
     sizes = [math.ceil(n / s) * s for n, s in zip(x.shape[2:], strides)]
@@ -61,28 +64,29 @@ def unpad(
     "Undo `pad_to_multiple`."
     return x[(..., *crop)]
 
-# %% ../nbs/04_tiling.ipynb #2f4017e5
+# %% ../nbs/04_tiling.ipynb #bb8e11d0
 def _bell(tile: Sequence[int]) -> torch.Tensor:
-    "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` at the middle of each edge, never 0."
+    "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` amid each edge, never 0."
     w = torch.ones(())
     for n in tile:
         x = torch.arange(n) - (n - 1) / 2
         w = w[..., None] * torch.exp(-(8 * x / n) ** 2 / 2) # sigma: an eighth of the tile
     return w
 
-# %% ../nbs/04_tiling.ipynb #39d649c4
+# %% ../nbs/04_tiling.ipynb #06d3b25b
 def _starts(size: int, tile: int, halo: int) -> list[int]:
     "Where windows start along one axis; the last one ends with the image."
     return [*range(0, size - tile, tile - 2 * halo), size - tile]
 
 
 def _windows(sizes: Sequence[int], tile: Sequence[int], halo: Sequence[int]) -> Iterator[tuple]:
-    "For each window: what to read, what of the result to keep, where that goes. All are tuples of slices."
+    "For each window: what to read, what of the result to keep, where that goes (slices)."
     axes = []
     for n, t, h in zip(sizes, tile, halo):
         starts = _starts(n, t, h)
         edges = [0, *[s + h for s in starts[1:]], n]
-        axes.append([(slice(s, s + t), slice(a - s, b - s), slice(a, b)) for s, a, b in zip(starts, edges, edges[1:])])
+        axes.append([(slice(s, s + t), slice(a - s, b - s), slice(a, b))
+                     for s, a, b in zip(starts, edges, edges[1:])])
     for window in itertools.product(*axes): yield tuple(zip(*window))
 
 
@@ -96,15 +100,17 @@ def _exact(x, fn, tile, halo, batch_size, progress) -> torch.Tensor:
         for yi, (_, keep, put) in zip(y.split(len(x)), group): out[(..., *put)] = yi[(..., *keep)]
     return out
 
-# %% ../nbs/04_tiling.ipynb #0d5bbd23
+# %% ../nbs/04_tiling.ipynb #b2f3b91b
 def _checked(fn: Callable, device) -> Callable:
     "`fn` that gives its result on `device`, or a sentence where the size has changed."
     def call(t: torch.Tensor) -> torch.Tensor:
         y = fn(t)
         if not isinstance(y, torch.Tensor):
-            raise ConfigError(f"the network must return one tensor, got {type(y).__name__}; wrap it and return the image")
+            raise ConfigError(f"the network must return one tensor, got {type(y).__name__}; wrap "
+                              f"it and return the image")
         if y.shape[:1] + y.shape[2:] != t.shape[:1] + t.shape[2:]:
-            raise ConfigError(f"the network must keep the image's size, got {tuple(y.shape)} for {tuple(t.shape)}; "
+            raise ConfigError(f"the network must keep the image's size, got {tuple(y.shape)} for "
+                              f"{tuple(t.shape)}; "
                               "choose a `stride` that fits, see `probe_stride`")
         return y.to(device)
     return call
@@ -114,27 +120,30 @@ def _room(tile: Sequence[int], sizes: Sequence[int], halo: Sequence[int]) -> tup
     "The halo of each axis, 0 for an axis that is not cut; refuse tiles that are all halo."
     halo = tuple(0 if t == n else h for t, n, h in zip(tile, sizes, halo))
     if any(t <= 2 * h for t, h in zip(tile, halo) if h):
-        raise ConfigError(f"exact tiles must be larger than twice the halo, got tiles of {tuple(tile)} for a halo of {max(halo)}; "
+        raise ConfigError(f"exact tiles must be larger than twice the halo, got tiles of "
+                          f"{tuple(tile)} for a halo of {max(halo)}; "
                           f"take tiles above {2 * max(halo)} or blend='gaussian'")
     return halo
 
-# %% ../nbs/04_tiling.ipynb #9be8119e
+# %% ../nbs/04_tiling.ipynb #1fe92b1f
 @torch.no_grad()
 def predict_tiled(
     image: torch.Tensor,  # `(B, C, [Z,] Y, X)`, any size
-    fn: Callable[[torch.Tensor], torch.Tensor],  # `(b, C, *tile) -> (b, K, *tile)`; put a network in eval mode first
-    tile: int | Sequence[int] | None,  # Tile size in pixels, one number or one for each axis; None: the whole image at once
-    overlap: float = 0.25,  # For 'gaussian': share of a tile that it has in common with the next, 0 <= overlap < 1
+    fn: Callable[[torch.Tensor], torch.Tensor],  # `(b, C, *tile) -> (b, K, *tile)`, in eval mode
+    tile: int | Sequence[int] | None,  # Pixels, one number or one per axis; None: whole
+    overlap: float = 0.25,  # For 'gaussian': share of a tile that the next one covers, 0...1
     blend: str = 'gaussian',  # 'gaussian', 'exact' or 'none'
     stride: int | Sequence[int] = 1,  # Sizes that `fn` sees divide by this, see `probe_stride`
-    halo: int | Sequence[int] | None = None,  # For 'exact': radius of the receptive field, see `probe_halo`
+    halo: int | Sequence[int] | None = None,  # For 'exact': receptive radius, see `probe_halo`
     batch_size: int = 1,  # Tiles in one call of `fn`
     progress: bool = False,  # Show a bar
 ) -> torch.Tensor:  # `(B, K, [Z,] Y, X)`, the image's size, on its device
     "Predict an image of any size in tiles."
     if blend not in ('gaussian', 'exact', 'none'):
-        raise ConfigError(f"unknown `blend` {blend!r}; {did_you_mean(blend, ('gaussian', 'exact', 'none'))}")
-    if not 0 <= overlap < 1: raise ConfigError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+        raise ConfigError(f"unknown `blend` {blend!r}; "
+                          f"{did_you_mean(blend, ('gaussian', 'exact', 'none'))}")
+    if not 0 <= overlap < 1:
+        raise ConfigError(f"`overlap` must be at least 0 and below 1, got {overlap}")
     fn = _checked(fn, image.device)
     x, crop = pad_to_multiple(image, stride)
     sizes, n = tuple(x.shape[2:]), x.ndim - 2
@@ -146,14 +155,17 @@ def predict_tiled(
         y = sliding_window_inference(x, tile, batch_size, fn, overlap=overlap, progress=progress,
                                      roi_weight_map=_bell(tile).to(x)[None, None])
         return unpad(y, crop)
-    if halo is None: raise ConfigError("blend='exact' needs the `halo` of the network, got none; measure it with `probe_halo`")
-    halo = [math.ceil(h / s) * s for h, s in zip(_per_axis(halo, n, 'halo', 0), _per_axis(stride, n, 'stride'))]
+    if halo is None:
+        raise ConfigError("blend='exact' needs the `halo` of the network, got none; measure it "
+                          "with `probe_halo`")
+    halo, strides = _per_axis(halo, n, 'halo', 0), _per_axis(stride, n, 'stride')
+    halo = [math.ceil(h / s) * s for h, s in zip(halo, strides)]
     return unpad(_exact(x, fn, tile, _room(tile, sizes, halo), batch_size, progress), crop)
 
-# %% ../nbs/04_tiling.ipynb #d71b690e
+# %% ../nbs/04_tiling.ipynb #67ffe3cc
 @contextmanager
 def _probing(net: nn.Module):
-    "Eval mode, no gradients; yields the device. Afterwards `net` and the random states are as they were."
+    "Eval mode, no gradients; yields the device. Afterwards `net` and random states are as before."
     modes = {m: m.training for m in net.modules()}
     buffers = {b: b.detach().clone() for b in net.buffers()}
     device = next(itertools.chain(net.parameters(), net.buffers()), torch.empty(0)).device
@@ -175,16 +187,17 @@ def _on_meta(net: nn.Module) -> Optional[nn.Module]:
 
 
 def _run(nets: Sequence[tuple], shape: Sequence[int]) -> torch.Tensor | str:
-    "The output of the first of `(net, device)` that takes an input of `shape`, or the last error's text."
+    "Output of the first `(net, device)` that takes an input of `shape`, or the last error's text."
     for net, device in nets:
         try: y = net(torch.rand(*shape, device=device))
-        except Exception as e: # foreign code: whatever it raises means that this size, or this device, does not do
+        # foreign code: whatever it raises means that this size, or this device, does not do
+        except Exception as e:
             y = f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ""}'
             continue
         return y[0] if isinstance(y, (list, tuple)) else y
     return y
 
-# %% ../nbs/04_tiling.ipynb #0935519e
+# %% ../nbs/04_tiling.ipynb #e3f6f1fb
 def _inner_grid(nets: Sequence[tuple], in_channels: int, spatial_dims: int) -> int:
     "How many pixels one pixel of the network's coarsest level covers; 1 where that cannot be seen."
     found = []
@@ -210,22 +223,26 @@ def probe_stride(
 ) -> int:  # 1, 2, 4, ..., 64
     "The number that image sizes must divide by, so that `net` gives back the size that it got."
     with _probing(net) as device:
-        meta = _on_meta(net) if spatial_dims == 3 else None # in 2D, torch takes longer to load its meta functions
+        # in 2D, torch takes longer to load its meta functions
+        meta = _on_meta(net) if spatial_dims == 3 else None
         nets = [(net, device)] if meta is None else [(meta, 'meta'), (net, device)]
         grid, y = _inner_grid(nets, in_channels, spatial_dims), ''
         for s in (s for s in _STRIDES if s >= grid):
-            k = next(k for k in itertools.count(1, 2) if k * s >= 32) # odd, so that no higher power of two divides
+            # odd, so that no higher power of two divides
+            k = next(k for k in itertools.count(1, 2) if k * s >= 32)
             sizes = [(k + 2 * (d == 0)) * s for d in range(spatial_dims)]
             y = _run(nets, (1, in_channels, *sizes))
             if isinstance(y, torch.Tensor) and list(y.shape[2:]) == sizes: return s
     said = y if isinstance(y, str) else f'{tuple(sizes)} came back as {tuple(y.shape[2:])}'
-    raise ConfigError(f"the network must give back the image size that it gets, at sizes that divide by 1, 2, 4, ... or 64, but "
-                      f"{type(net).__name__} did at none of them ({said}); check its `in_channels` ({in_channels}), `spatial_dims` "
+    raise ConfigError(f"the network must give back the image size that it gets, at sizes that "
+                      f"divide by 1, 2, 4, ... or 64, but "
+                      f"{type(net).__name__} did at none of them ({said}); check its `in_channels` "
+                      f"({in_channels}), `spatial_dims` "
                       f"({spatial_dims}) and strides")
 
-# %% ../nbs/04_tiling.ipynb #d6441a79
+# %% ../nbs/04_tiling.ipynb #de43332b
 def _reach(net: nn.Module, shape: Sequence[int], axis: int, cut: int, device) -> Optional[int]:
-    "Pixels that a NaN travels along `axis` from the first, or the last, `cut` pixels of an image; None if it is lost."
+    "Pixels that a NaN travels along `axis` from the `cut` pixels at an end; None if it is lost."
     d, n = axis + 2, shape[axis + 2]
     x = torch.rand(shape, device=device).repeat(2, *[1] * (len(shape) - 1))
     x[0].narrow(d - 1, 0, cut).fill_(math.nan)
@@ -238,19 +255,23 @@ def _reach(net: nn.Module, shape: Sequence[int], axis: int, cut: int, device) ->
     return max(int(last) + 1 - cut, n - cut - int(first), 0)
 
 
-def _same_when_cut(net: nn.Module, in_channels: int, other: Sequence[int], stride: int, halo: int, device) -> bool:
+def _same_when_cut(net: nn.Module, in_channels: int, other: Sequence[int], stride: int, halo: int,
+                   device) -> bool:
     "Does a part of a random image give the pixels of the whole, beyond `halo` from its ends?"
     n = math.ceil((2 * halo + 8) / stride) * stride + 2 * stride
     x = torch.rand(1, in_channels, n, *other, device=device)
-    whole, part = (y[0] if isinstance(y, (list, tuple)) else y for y in (net(x), net(x[:, :, stride:n - stride])))
-    whole, part = whole[:, :, stride + halo:n - stride - halo], part[:, :, halo:n - 2 * stride - halo]
+    whole, part = net(x), net(x[:, :, stride:n - stride])
+    if isinstance(whole, (list, tuple)): whole, part = whole[0], part[0]
+    whole = whole[:, :, stride + halo:n - stride - halo]
+    part = part[:, :, halo:n - 2 * stride - halo]
     return float((whole - part).abs().max()) <= 1e-5 * max(1., float(whole.abs().max()))
 
-# %% ../nbs/04_tiling.ipynb #4ec00528
+# %% ../nbs/04_tiling.ipynb #d36cedff
 def _sees_all(net: nn.Module) -> bool:
     "Does `net` hold a norm that takes its statistics from the image?"
     norms = nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.modules.batchnorm._BatchNorm
-    return any(isinstance(m, norms) and not getattr(m, 'track_running_stats', False) for m in net.modules())
+    return any(isinstance(m, norms) and not getattr(m, 'track_running_stats', False)
+               for m in net.modules())
 
 
 def probe_halo(

@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Figure:
     "An empty figure of `width` x `height` inches."
     return _Figure(figsize=(width, height), dpi=80, layout='constrained')
 
-# %% ../nbs/03_vis.ipynb #532de8fa
+# %% ../nbs/03_vis.ipynb #cf9a0fce
 def _array(image: Any) -> np.ndarray:
     "A NumPy array of what may be a torch tensor on any device."
     if hasattr(image, 'detach'):
@@ -44,12 +44,13 @@ def _array(image: Any) -> np.ndarray:
 def _guess_axes(shape: Sequence[int]) -> str:
     "Axes of an array without axes of length one in front, for example 'ZYX'."
     n = len(shape)
-    if n < 2 or n > 6: raise DataError(f"a picture needs an image of 2 to 5 axes, got the shape {tuple(shape)}")
+    if n < 2 or n > 6:
+        raise DataError(f"a picture needs an image of 2 to 5 axes, got the shape {tuple(shape)}")
     if n > 2 and shape[-1] == 3: return 'TZYXC'[-n:] if n < 6 else '?TZYXC'
     if n == 3: return 'CYX' if shape[0] <= 5 else 'ZYX'
     return '?TCZYX'[-n:]
 
-# %% ../nbs/03_vis.ipynb #468b40a6
+# %% ../nbs/03_vis.ipynb #f0384d64
 def _plane(
     image: Any,  # Array or tensor, 2 to 5 axes
     axes: Optional[str] = None,  # For example 'CZYX'; None guesses
@@ -60,7 +61,8 @@ def _plane(
         while x.ndim > 2 and x.shape[0] == 1: x = x[0]
         axes = _guess_axes(x.shape)
     elif len(axes) != x.ndim or not set('YX') <= set(axes):
-        raise DataError(f"`axes` must name each axis of the image, Y and X among them, got {axes!r} for the shape {x.shape}")
+        raise DataError(f"`axes` must name each axis of the image, Y and X among them, got "
+                        f"{axes!r} for the shape {x.shape}")
     notes = []
     for a in [a for a in axes if a not in 'YX']:
         d, n = axes.index(a), x.shape[axes.index(a)]
@@ -70,7 +72,7 @@ def _plane(
         if n > 1: notes.append(f'{a.lower()}={k}' if a != '?' else '')
     return x.transpose([axes.index(a) for a in 'YXC' if a in axes]), ', '.join(filter(None, notes))
 
-# %% ../nbs/03_vis.ipynb #e0bb27cb
+# %% ../nbs/03_vis.ipynb #ec8e8988
 def _range(*images: np.ndarray) -> tuple[float, float]:
     "Display range that `images` share: percentiles 0.5 and 99.5 of their finite values."
     v = np.concatenate([x[np.isfinite(x)].ravel() for x in images]).astype(np.float32)
@@ -80,7 +82,7 @@ def _range(*images: np.ndarray) -> tuple[float, float]:
 
 
 def _is_labels(plane: np.ndarray) -> bool:
-    "True for a mask or a label image: whole numbers, and neighbours in the foreground are mostly equal."
+    "True for a mask or a label image: whole numbers, neighbours in the foreground mostly equal."
     if plane.ndim != 2 or plane.dtype.kind not in 'biu': return False
     if plane.dtype.kind == 'b' or plane.max(initial=0) <= 1: return True
     a, b = plane[:, :-1], plane[:, 1:]
@@ -92,19 +94,23 @@ def _label_colors(plane: np.ndarray) -> np.ndarray:
     "Colours `(Y, X, 3)` for labels: 0 black, a mask white, each of several labels its own colour."
     k = plane.astype(np.int64)
     if len(np.unique(k[k != 0])) <= 1: return np.repeat((k != 0)[..., None] * 1., 3, axis=-1)
-    hsv = np.stack([k * 0.618034 % 1, 0.45 + 0.5 * (k * 0.367879 % 1), 0.75 + 0.25 * (k * 0.754878 % 1)], -1)
-    return hsv_to_rgb(hsv) * (k != 0)[..., None] # steps of irrational size: close labels, distant colours
+    hsv = np.stack([k * 0.618034 % 1, 0.45 + 0.5 * (k * 0.367879 % 1),
+                    0.75 + 0.25 * (k * 0.754878 % 1)], -1)
+    # steps of irrational size: close labels, distant colours
+    return hsv_to_rgb(hsv) * (k != 0)[..., None]
 
-# %% ../nbs/03_vis.ipynb #1b059d89
+# %% ../nbs/03_vis.ipynb #78f42c43
 def _panel(
-    ax, plane: np.ndarray, title: str = '', cmap: str = 'gray', vmin: Optional[float] = None, vmax: Optional[float] = None,
+    ax, plane: np.ndarray, title: str = '', cmap: str = 'gray',
+    vmin: Optional[float] = None, vmax: Optional[float] = None,
     labels: Optional[bool] = None, bar: str = '',
 ):
-    "Draw one plane: colours as they are, labels in their colours, intensities from `vmin` to `vmax`."
+    "Draw one plane: colours as they are, labels in colours, intensities from `vmin` to `vmax`."
     ax.set_title(title, fontsize=10)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_color('0.7')
-    if labels or (labels is None and _is_labels(plane)): return ax.imshow(_label_colors(plane), interpolation='nearest')
+    if labels or (labels is None and _is_labels(plane)):
+        return ax.imshow(_label_colors(plane), interpolation='nearest')
     if plane.ndim == 3 and plane.dtype == np.uint8: return ax.imshow(plane)
     lo, hi = _range(plane)
     lo, hi = lo if vmin is None else vmin, hi if vmax is None else vmax
@@ -117,10 +123,12 @@ def _panel(
 def _per_image(value: Any, n: int, name: str) -> list:
     "`value` for each of `n` images: one for all, or a sequence of `n`."
     if value is None or isinstance(value, str) or np.ndim(value) == 0: return [value] * n
-    if len(value) != n: raise DataError(f"`{name}` must have one entry for each of the {n} images, got {len(value)}")
+    if len(value) != n:
+        raise DataError(f"`{name}` must have one entry for each of the {n} images, got "
+                        f"{len(value)}")
     return list(value)
 
-# %% ../nbs/03_vis.ipynb #a2cf0f86
+# %% ../nbs/03_vis.ipynb #34ddec59
 def show_images(
     images: Sequence[Any],  # Arrays or tensors, 2 to 5 axes each
     titles: Optional[Sequence[str]] = None,  # One for each image
@@ -130,7 +138,7 @@ def show_images(
     vmax: Optional[float] = None,  # Value shown white; None: percentile 99.5 of each image
     size: float = 3,  # Width of a panel in inches
     colorbar: bool = False,  # Add a bar to each panel of intensities
-    labels: bool | Sequence[bool] | None = None,  # Draw as labels, for all or for each; None finds out
+    labels: bool | Sequence[bool] | None = None,  # Draw as labels, all or each; None finds out
     axes: Optional[str] = None,  # For example 'ZYX'; None guesses
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
     "A grid of images."
@@ -145,25 +153,27 @@ def show_images(
     fig = _figure(size * ncols, nrows * (size * max(tall, 0.2) + 0.3))
     for i, (plane, note) in enumerate(planes):
         title = ', '.join(filter(None, (titles[i], note)))
-        _panel(fig.add_subplot(nrows, ncols, i + 1), plane, title, cmap, vmin[i], vmax[i], labels[i], ' ' * colorbar)
+        _panel(fig.add_subplot(nrows, ncols, i + 1), plane, title, cmap, vmin[i], vmax[i],
+               labels[i], ' ' * colorbar)
     return fig
 
-# %% ../nbs/03_vis.ipynb #94a60799
+# %% ../nbs/03_vis.ipynb #8bfaa654
 def show(
     *images: Any,  # Arrays or tensors, 2 to 5 axes each
-    titles: Optional[Sequence[str]] = None,  # One for each image; three images default to source, prediction, target
+    titles: Optional[Sequence[str]] = None,  # One per image; three: source, prediction, target
     **kwargs,  # As for `show_images`: cmap, vmin, vmax, size, colorbar, labels, axes
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
     "Images in one row."
     if len(images) == 3 and titles is None:
         titles = 'source', 'prediction', 'target'
         p, t = (_plane(x, kwargs.get('axes'))[0] for x in images[1:])
-        if p.shape == t.shape and not ({'vmin', 'vmax'} & set(kwargs) or _is_labels(p) or _is_labels(t)):
+        given = {'vmin', 'vmax'} & set(kwargs)
+        if p.shape == t.shape and not (given or _is_labels(p) or _is_labels(t)):
             lo, hi = _range(p, t)
             kwargs.update(vmin=(None, lo, lo), vmax=(None, hi, hi))
     return show_images(images, titles, **{'ncols': max(1, len(images)), **kwargs})
 
-# %% ../nbs/03_vis.ipynb #4bc536fb
+# %% ../nbs/03_vis.ipynb #91b3cd7d
 _HIT, _EXTRA, _MISS, _WRONG = '#FFFFFF', '#E69F00', '#56B4E9', '#CC79A7'
 
 
@@ -171,15 +181,17 @@ def _overlay(ax, pred: np.ndarray, target: np.ndarray, num_classes: Optional[int
     "White where prediction and target agree, orange for what is too much, blue for what is missed."
     p, t = pred > 0, target > 0
     wrong = p & t & (pred != target) if (num_classes or 0) > 2 else np.zeros_like(p)
-    parts = [(p & t & ~wrong, _HIT, 'true positive'), (p & ~t, _EXTRA, 'false positive'), (t & ~p, _MISS, 'false negative')]
+    parts = [(p & t & ~wrong, _HIT, 'true positive'), (p & ~t, _EXTRA, 'false positive'),
+             (t & ~p, _MISS, 'false negative')]
     if wrong.any(): parts.append((wrong, _WRONG, 'wrong class'))
     rgb = np.zeros((*p.shape, 3))
     for where, color, _ in parts: rgb[where] = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
     _panel(ax, rgb, 'overlay', vmin=0, vmax=1)
-    ax.legend(handles=[Patch(facecolor=c, edgecolor='gray', label=name) for _, c, name in parts], fontsize=7, ncols=2,
-              loc='upper center', bbox_to_anchor=(0.5, 0), frameon=False, handlelength=1, columnspacing=1)
+    ax.legend(handles=[Patch(facecolor=c, edgecolor='gray', label=name) for _, c, name in parts],
+              fontsize=7, ncols=2, loc='upper center', bbox_to_anchor=(0.5, 0), frameon=False,
+              handlelength=1, columnspacing=1)
 
-# %% ../nbs/03_vis.ipynb #2868f992
+# %% ../nbs/03_vis.ipynb #cd0a4de2
 def _difference(ax, pred: np.ndarray, target: np.ndarray):
     "Prediction minus target, symmetric about 0, with a colour bar."
     d = pred.astype(np.float32) - target.astype(np.float32)
@@ -192,18 +204,20 @@ def show_result(
     source: Any,  # Source image, 2 to 5 axes
     pred: Any,  # Prediction: image or labels
     target: Any,  # Target, same shape as the prediction
-    task: str = 'regression',  # 'regression': images; 'segmentation': masks or labels, foreground above 0
+    task: str = 'regression',  # 'regression': images; 'segmentation': masks or labels
     title: Optional[str] = None,  # Above all panels, for example the metrics
     num_classes: Optional[int] = None,  # Above 2: labels are classes, and a wrong one is an error
     size: float = 2.6,  # Width of a panel in inches
     axes: Optional[str] = None,  # For example 'ZYX'; None guesses
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
-    "Source, prediction, target and their difference; prediction and target share one intensity range."
+    "Source, prediction, target and difference; prediction and target share one intensity range."
     if task not in ('regression', 'segmentation'):
-        raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, ('regression', 'segmentation'))}")
+        raise ConfigError(f"unknown task {task!r}; "
+                          f"{did_you_mean(task, ('regression', 'segmentation'))}")
     (s, s_note), (p, note), (t, _) = (_plane(x, axes) for x in (source, pred, target))
     if p.shape != t.shape:
-        raise DataError(f"prediction and target must have the same shape, got {_array(pred).shape} and {_array(target).shape}")
+        raise DataError(f"prediction and target must have the same shape, got {_array(pred).shape} "
+                        f"and {_array(target).shape}")
     seg = task == 'segmentation'
     lo, hi = (None, None) if seg else _range(p, t)
     fig = _figure(4 * size + (0 if seg else 0.6), size * min(p.shape[0] / p.shape[1], 3) + 0.7)
@@ -216,15 +230,17 @@ def show_result(
     if title: fig.suptitle(title, fontsize=11)
     return fig
 
-# %% ../nbs/03_vis.ipynb #521fb574
+# %% ../nbs/03_vis.ipynb #ca5af10b
 def show_batch(
-    batch: Mapping[str, Any],  # `IM`, `GT`, `CM`, each `(B, C, [Z,] Y, X)`; any of them may be absent
+    batch: Mapping[str, Any],  # `IM`, `GT`, `CM`, each `(B, C, [Z,] Y, X)`; any may be absent
     n: int = 4,  # Show at most so many samples
     size: float = 1.8,  # Width of a panel in inches
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
     "Rows IM, GT and CM of the first samples of a batch."
     keys = [k for k in ('IM', 'GT', 'CM') if k in batch]
-    if not keys: raise DataError(f"a batch must hold `IM`, `GT` or `CM`, got {', '.join(map(str, batch)) or 'nothing'}")
+    if not keys:
+        raise DataError(f"a batch must hold `IM`, `GT` or `CM`, got "
+                        f"{', '.join(map(str, batch)) or 'nothing'}")
     n = min(n, *(len(batch[k]) for k in keys))
     images, titles, vmin, vmax = [], [], [], []
     for k in keys:
@@ -235,22 +251,25 @@ def show_batch(
             vmax.append(max(1., float(x.max())) if k == 'CM' else None)
     return show_images([x for x, _ in images], titles, n, vmin=vmin, vmax=vmax, size=size)
 
-# %% ../nbs/03_vis.ipynb #44e94646
+# %% ../nbs/03_vis.ipynb #05137cd1
 def _number(value: Any) -> float:
     "`value` as a float, NaN where it is none."
     try: return float(value)
     except (TypeError, ValueError): return math.nan
 
 
-def _curves(rows: Sequence[Mapping], names: Sequence[str]) -> tuple[str, dict[str, tuple[list, list]]]:
+def _curves(rows: Sequence[Mapping], names: Sequence[str]) -> tuple[str, dict[str, tuple]]:
     "The name of the x axis, and for each column its points, gaps left out."
     epochs = [(n, r.get('epoch')) for r in rows for n in names if not math.isnan(_number(r.get(n)))]
-    x = 'epoch' if len(set(epochs)) == len(epochs) and epochs and epochs[0][1] not in (None, '') else 'step'
-    points = {n: [(_number(r.get(x, i)), _number(r.get(n))) for i, r in enumerate(rows)] for n in names}
-    points = {n: [(a, b) for a, b in p if not (math.isnan(a) or math.isnan(b))] for n, p in points.items()}
-    return x, {n: tuple(map(list, zip(*p))) for n, p in points.items() if p}
+    once = epochs and len(set(epochs)) == len(epochs) and epochs[0][1] not in (None, '')
+    x, curves = 'epoch' if once else 'step', {}
+    for n in names:
+        points = [(_number(r.get(x, i)), _number(r.get(n))) for i, r in enumerate(rows)]
+        points = [p for p in points if not any(map(math.isnan, p))]
+        if points: curves[n] = tuple(map(list, zip(*points)))
+    return x, curves
 
-# %% ../nbs/03_vis.ipynb #e5401540
+# %% ../nbs/03_vis.ipynb #a23265b5
 def plot_curves(
     rows: Sequence[Mapping] | str | Path,  # Logged rows, or the path of a metrics.csv
     path: str | Path | None = None,  # Save the picture here, too
@@ -258,11 +277,14 @@ def plot_curves(
 ) -> Figure:  # Shown by a notebook
     "Learning curves: one panel for all losses, one for every other metric."
     if isinstance(rows, (str, Path)):
-        if not Path(rows).is_file(): raise DataError(f"learning curves need a metrics.csv, got {rows}, which is no file")
+        if not Path(rows).is_file():
+            raise DataError(f"learning curves need a metrics.csv, got {rows}, which is no file")
         with open(rows, newline='') as f: rows = list(csv.DictReader(f))
     names = dict.fromkeys(k for r in rows for k in r if k and k not in ('epoch', 'step', 'time'))
     x, curves = _curves(rows, list(names))
-    if not curves: raise DataError("learning curves need at least one logged value, got none; train an epoch first")
+    if not curves:
+        raise DataError("learning curves need at least one logged value, got none; train an epoch "
+                        "first")
     panels = {}
     for name in curves:
         metric = name.rpartition('/')[2]
@@ -273,7 +295,8 @@ def plot_curves(
     fig = _figure(size * ncols, 2.4 * nrows)
     for i, (metric, names) in enumerate(panels.items()):
         ax = fig.add_subplot(nrows, ncols, i + 1, xlabel=x, title=metric)
-        for name in names: ax.plot(*curves[name], '.-' if len(curves[name][0]) < 50 else '-', label=name)
+        for name in names:
+            ax.plot(*curves[name], '.-' if len(curves[name][0]) < 50 else '-', label=name)
         ax.legend(fontsize=8)
         ax.grid(alpha=0.3)
     if path: save_figure(fig, path)

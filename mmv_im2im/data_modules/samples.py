@@ -57,11 +57,10 @@ def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
         free[others] = False
     return tries[kept]
 
-# %% ../../nbs/data_modules/02_samples.ipynb #00bd5c0a
-def _make_cell(centre: np.ndarray, rng) -> _Cell:
-    "Draw everything about a cell but its place."
+# %% ../../nbs/data_modules/02_samples.ipynb #5e2a87fb
+def _make_cell(centre: np.ndarray, turn: np.ndarray, rng) -> _Cell:
+    "Draw everything about a cell but its place and direction."
     d = len(centre)
-    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
     nucleus = rng.uniform(7.5, 10.5) * np.exp(rng.normal(0, .14, d))
     waves = [rng.normal(0, 1.7, (3, d)), rng.uniform(.02, .08, 3), rng.uniform(0, 6.3, 3)]
     light = np.exp(rng.normal(0, [.3, .2, .15]))
@@ -178,7 +177,7 @@ def _brightfield(phase: np.ndarray, shade: np.ndarray, defocus: float) -> np.nda
         curve = .15 * curve - 2 * slope
     return np.clip(1 - defocus * curve - .03 * smooth, .2, 3) * shade
 
-# %% ../../nbs/data_modules/02_samples.ipynb #bdfc3fb9
+# %% ../../nbs/data_modules/02_samples.ipynb #ab43b7d8
 def simulate_cells(
     shape: Sequence[int],  # `(Y, X)` or `(Z, Y, X)` in pixels; a z step is two pixels
     n_cells: Optional[int] = None,  # None for a density as in a culture that half covers the dish
@@ -195,7 +194,9 @@ def simulate_cells(
     size = np.array(shape) * spacing
     if n_cells is None:
         n_cells = max(1, round(rng.uniform(.8, 1.2) * np.prod(size / (31, 26)[len(shape) - 2])))
-    cells = [_make_cell(c, rng) for c in _place(size, n_cells, (21, 19)[len(shape) - 2], rng)]
+    centres = _place(size, n_cells, (21, 19)[len(shape) - 2], rng)
+    turns = np.linalg.qr(rng.normal(size=(len(centres), len(shape), len(shape))))[0]
+    cells = [_make_cell(c, turn, rng) for c, turn in zip(centres, turns)]
     noise = _noise_field((24, 64, 64)[-len(shape):], rng)
     shades = _shade(shape, .35, rng), _shade(shape, .2, rng)
     defocus = rng.uniform(4., 5.5)
@@ -387,7 +388,7 @@ def _real_sets() -> dict[str, tuple[Callable, str]]:
     return sets | {name: (partial(_from_skimage, name=file), f"{about}, no target (scikit-image)")
                    for name, (file, about) in lone.items()}
 
-# %% ../../nbs/data_modules/02_samples.ipynb #b9d3e2ef
+# %% ../../nbs/data_modules/02_samples.ipynb #055ca5a9
 def _simulated_sets() -> dict[str, tuple[Callable, str]]:
     "The same for sets that are drawn."
     tasks = {"": ("brightfield", "nuclei", 30, "brightfield and fluorescent nuclei"),
@@ -396,7 +397,8 @@ def _simulated_sets() -> dict[str, tuple[Callable, str]]:
     sets = {}
     for name, n, shape in (("cells_2d", 8, (256, 256)), ("cells_3d", 4, (24, 96, 96))):
         for end, (source, target, snr, what) in tasks.items():
-            make = partial(_from_simulation, n=n, shape=shape, source=source, target=target, snr=snr)
+            views = dict(source=source, target=target, snr=snr)
+            make = partial(_from_simulation, n=n, shape=shape, **views)
             sets[name + end] = make, f"simulated {what}, {n} of {' x '.join(map(str, shape))}"
     return sets
 

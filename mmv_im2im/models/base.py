@@ -45,12 +45,13 @@ def fill_channels(
                               "it is then read from the data.")
     return out
 
-# %% ../../nbs/models/00_base.ipynb #0f8d5884
+# %% ../../nbs/models/00_base.ipynb #0f497c16
 class Im2ImModule(pl.LightningModule):
     "Base of every framework: a `LightningModule` for images that become images."
 
     parts: ClassVar[dict] = {"optimizer": "optimizer", "scheduler": "scheduler"}  # Argument -> kind of object it takes
     filled: ClassVar[tuple] = ("in_channels", "out_channels", "spatial_dims", "params", "optimizer", "total_steps")  # Filled in later
+    settings: ClassVar[tuple] = ()  # Plain arguments, kept as attributes, that prediction depends on
     dims: ClassVar[tuple] = (2, 3)  # Spatial dimensions supported
     task: str = "regression"  # 'regression' or 'segmentation'
 
@@ -228,7 +229,7 @@ def configure_optimizers(self: Im2ImModule):
     optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
     return optimizer if self.scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
-# %% ../../nbs/models/00_base.ipynb #0780a0fa
+# %% ../../nbs/models/00_base.ipynb #f0d0f3bf
 @patch(cls_method=True)
 def check(cls: Im2ImModule,
     spec: dict,  # The config's `model`
@@ -270,7 +271,10 @@ def output_channels(cls: Im2ImModule, spec: dict, target_channels: int) -> int:
 
 @patch
 def on_save_checkpoint(self: Im2ImModule, checkpoint: dict):
-    checkpoint["im2im"] = {"config": self.config, "patch": list(self.patch) if self.patch else None}
+    cls = type(self)
+    checkpoint["im2im"] = {"config": self.config, "patch": list(self.patch) if self.patch else None,
+                           "framework": cls.__name__ if cls.__module__.startswith("mmv_im2im.") else f"{cls.__module__}.{cls.__qualname__}",
+                           "settings": {k: getattr(self, k) for k in self.settings}}
 
 # %% ../../nbs/models/00_base.ipynb #6af271e4
 @patch

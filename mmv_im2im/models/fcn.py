@@ -17,10 +17,11 @@ from .base import Im2ImModule
 from .losses import DiceCELoss, apply_loss
 from ..tiling import pad_to_multiple, probe_stride, unpad
 
-# %% ../../nbs/models/02_fcn.ipynb #2356f835
+# %% ../../nbs/models/02_fcn.ipynb #8f110402
 class FCN(Im2ImModule):
     "A network trained on pairs of source and target images."
     parts = Im2ImModule.parts | {"net": "net", "loss": "loss"}
+    settings = ("task", "num_classes")
 
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`

@@ -1,0 +1,31 @@
+"What every test needs: paths, the package's source facts, and test images where they are at hand."
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The checkout."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    "Folder of extra real images: MMV_IM2IM_DATA, or ../shared/data. The test is skipped where there is none."
+    folder = Path(os.environ.get("MMV_IM2IM_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no extra images: {folder} does not exist (set MMV_IM2IM_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bare_env() -> dict[str, str]:
+    "Environment for a subprocess that is timed or that must not be measured by coverage."
+    return {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "COVERAGE_"))}

@@ -1,0 +1,140 @@
+"What holds for every notebook: names, numbers, order of imports, outputs, and a place on the site."
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from house import PACKAGE, imports, sources
+
+sys.path.insert(0, str(ROOT / "tools"))
+from docs import mixed_cells  # noqa: E402
+
+NBS = ROOT / "nbs"
+PATHS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NAMES = [p.relative_to(NBS).as_posix() for p in PATHS]
+TUTORIALS = [n for n in NAMES if n.startswith("tutorials/")]
+PAGES = ("tutorials/", "reference/")  # notebooks there are read, and export nothing
+COMPONENTS = [n for n in NAMES if n != "index.ipynb" and not n.startswith(PAGES)]
+
+
+def cells(name: str) -> list[dict]:
+    "Cells of a notebook, each source as one text."
+    found = json.loads((NBS / name).read_text(encoding="utf-8"))["cells"]
+    return [{**c, "source": "".join(c["source"])} for c in found]
+
+
+def exported(name: str) -> str | None:
+    "The module that a notebook says it becomes."
+    found = [re.match(r"#\s*\|\s*default_exp\s+(\S+)\s*$", c["source"].strip()) for c in cells(name)]
+    found = [m[1] for m in found if m]
+    return found[0] if found else None
+
+
+def module_of(name: str) -> str:
+    "The module that a notebook must become, by its path."
+    path = Path(name)
+    return ".".join([*path.parent.parts, re.sub(r"^\d+_", "", path.stem)])
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_path_and_module_agree(name):
+    assert exported(name) == module_of(name)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in COMPONENTS])
+def test_pages_export_nothing(name):
+    assert exported(name) is None
+    for cell in cells(name):
+        assert not re.search(r"^#\s*\|\s*exports?\b", cell["source"], re.M)
+
+
+def test_numbers_have_no_gaps():
+    for folder in {Path(n).parent for n in NAMES if n != "index.ipynb" and not n.startswith("reference/")}:
+        names = sorted(Path(n).name for n in NAMES if Path(n).parent == folder and n != "index.ipynb")
+        numbers = [re.match(r"(\d\d)_[a-z0-9_]+\.ipynb$", n) for n in names]
+        assert all(numbers), f"{folder}: names are NN_topic.ipynb, got {names}"
+        first = int(numbers[0][1])
+        assert first in (0, 1) and [int(m[1]) for m in numbers] == list(range(first, first + len(names))), names
+
+
+def test_a_notebook_imports_from_smaller_numbers():
+    files = sources(ROOT)
+    order = {module_of(n): n for n in COMPONENTS}
+    for name in COMPONENTS:
+        module = module_of(name)
+        if module not in files:
+            continue
+        for other in imports(module, files[module], set(files)):
+            if other in order and Path(order[other]).parent == Path(name).parent:
+                assert order[other] < name, f"{name} imports {order[other]}, which comes later"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_begins_with_its_title(name):
+    first = cells(name)[0]
+    assert first["cell_type"] == "markdown"
+    # nbdev takes the title and one line of description out of this cell, and drops whatever else is in it
+    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+\s*", first["source"]), \
+        f"{name}: the first cell is '# Title', an empty line, '> One sentence.', and nothing else"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_outputs_are_whole(name):
+    assert (NBS / name).stat().st_size < 1_000_000
+    pictures = 0
+    for cell in cells(name):
+        if cell["cell_type"] != "code":
+            continue
+        assert "execution_count" not in cell or cell["execution_count"] is None
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", f"{name} has a saved error in: {cell['source'][:200]}"
+            data = output.get("data", {})
+            assert not any("widget" in kind for kind in data), f"{name}: a widget is shown as a still picture"
+            pictures += any(kind.startswith("image/") for kind in data)
+            text = "".join(output.get("text", [])) + "".join(data.get("text/plain", []))
+            for path in (str(ROOT), str(Path.home())):
+                assert path == "/" or path not in text, f"{name} shows a path of one machine: {path}"
+    assert pictures <= 12, f"{name} has {pictures} pictures; a page with so many reads badly"
+    if name in TUTORIALS:
+        assert pictures, f"{name} shows no picture"
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_cells_of_a_component(name):
+    sizes = []
+    for cell in cells(name):
+        if cell["cell_type"] == "code" and re.search(r"^#\s*\|\s*exports?\b", cell["source"], re.M):
+            sizes.append(len(cell["source"].strip().splitlines()) - 1)
+    assert max(sizes, default=0) <= 60, f"{name}: the longest exported cell has {max(sizes)} lines; split it"
+    assert not mixed_cells(NBS / name), f"{name}: imports need a cell of their own: {mixed_cells(NBS / name)}"
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_begins_as_a_reader_does(name):
+    code = [c["source"] for c in cells(name) if c["cell_type"] == "code"]
+    assert re.search(rf"^from {PACKAGE}\.all import \*$", code[0], re.M)
+
+
+def test_every_notebook_has_one_place_in_the_sidebar():
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    patterns = []
+
+    def walk(entry) -> None:
+        "Collect the pages and patterns of a sidebar entry."
+        if isinstance(entry, str):
+            patterns.append(entry)
+        elif isinstance(entry, list):
+            for e in entry:
+                walk(e)
+        elif "contents" in entry:
+            walk(entry["contents"])
+        elif not entry["href"].startswith("http"):
+            patterns.append(entry["href"])
+
+    walk(site["website"]["sidebar"]["contents"])
+    for name in NAMES:
+        hits = [p for p in patterns if Path(p).parent == Path(name).parent and Path(name).match(p)]
+        assert len(hits) == 1, f"{name} is named {len(hits)} times in the sidebar of _quarto.yml"
