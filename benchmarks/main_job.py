@@ -2,6 +2,7 @@
 
 Needs the extra images, where MMV_IM2IM_DATA points or in ../shared/data; without them the label-free figures are left out.
 """
+import logging
 import os
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +88,11 @@ def net() -> nn.Module:
 
 
 def step_ratio(steps: int = 12, rounds: int = 7) -> None:
-    "Seconds per step through FCN and Im2ImTrainer against a loop written by hand; rounds alternate."
+    "Seconds per step through FCN and Im2ImTrainer against a loop written by hand; rounds alternate, on one thread."
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a thread that waits for a busy core would drown what is measured
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     batch = {"IM": torch.rand(8, 1, 128, 128), "GT": torch.rand(8, 1, 128, 128)}
     by_hand, hand_net, ours = [], net(), []
     optimizer = torch.optim.AdamW(hand_net.parameters(), lr=1e-3)
