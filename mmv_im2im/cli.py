@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['help_text', 'table', 'main']
 
-# %% ../nbs/06_cli.ipynb #1fe5ba70
+# %% ../nbs/06_cli.ipynb #c99504dc
 import argparse
 import csv
 import shutil
@@ -14,10 +14,17 @@ import textwrap
 from pathlib import Path
 from typing import Optional, Sequence
 
-from .config import (Config, config_keys, load_config, parse_overrides, preset_names, preset_text)
-from .core import ConfigError, Im2ImError, did_you_mean, nearest, write_atomic
+from mmv_im2im.config import (
+    Config,
+    config_keys,
+    load_config,
+    parse_overrides,
+    preset_names,
+    preset_text,
+)
+from .core import ConfigError, Im2ImError, did_you_mean, write_atomic
 
-# %% ../nbs/06_cli.ipynb #7532959e
+# %% ../nbs/06_cli.ipynb #f16cbd0f
 _USAGE = """\
 run_im2im --config CONFIG [--check] [--trust PACKAGE] [--section.key VALUE ...]
 
@@ -52,18 +59,23 @@ def help_text(
         default = "..." if len(r["default"]) > 40 else r["default"]
         allowed = f" [{r['allowed']}]" if r["allowed"] else ""
         text = f"{r['help']}{allowed} (default: {default})"
-        lines += textwrap.wrap(text, width, initial_indent=f"  --{r['key']:<32s} ", subsequent_indent=" " * 37)
+        lines += textwrap.wrap(
+            text, width, initial_indent=f"  --{r['key']:<32s} ", subsequent_indent=" " * 37
+        )
     return _USAGE + "\n".join(lines)
 
-# %% ../nbs/06_cli.ipynb #cd7239c4
+# %% ../nbs/06_cli.ipynb #fd0fc5d5
 _FLAGS = ("config", "check", "list", "show", "trust", "help", "version")
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     "Our own flags, and the changes to the config."
-    parser = argparse.ArgumentParser(prog="run_im2im", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(
+        prog="run_im2im", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
     for flag in ("--config", "--show"): parser.add_argument(flag)
-    for flag in ("--check", "--list", "--help", "--version"): parser.add_argument(flag, action="store_true")
+    for flag in ("--check", "--list", "--help", "--version"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--trust", action="append", default=[])
     try:
         args, rest = parser.parse_known_args(argv)
@@ -73,10 +85,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     for a in rest:
         key = a[2:].partition("=")[0]
         if a.startswith("--") and "." not in key and key not in names:
-            raise ConfigError(f"there is no option '--{key}'; {did_you_mean(key, [*_FLAGS, *names], most=7)} Keys of a section have a dot: `--section.key VALUE`.")
+            raise ConfigError(
+                f"there is no option '--{key}'; {did_you_mean(key, [*_FLAGS, *names], most=7)} Keys"
+                " of a section have a dot: `--section.key VALUE`."
+            )
     return args, parse_overrides(rest)
 
-# %% ../nbs/06_cli.ipynb #eb68ad60
+# %% ../nbs/06_cli.ipynb #4ff092ef
 def _train(cfg: Config, trust: Sequence[str]) -> int:
     from mmv_im2im.trainers import train
     run = train(cfg, trust=trust)
@@ -84,7 +99,10 @@ def _train(cfg: Config, trust: Sequence[str]) -> int:
         print(f"stopped; continue with: run_im2im --config {run.folder}")
         return 130
     r = run.result
-    print(f"finished: {r['epochs']} epochs, {r['steps']} steps, {r['seconds']:.0f} s; best {r['monitor']} {_number(r['best_score'])}")
+    print(
+        f"finished: {r['epochs']} epochs, {r['steps']} steps, {r['seconds']:.0f} s; best"
+        f" {r['monitor']} {_number(r['best_score'])}"
+    )
     print(f"run folder {run.folder}; best checkpoint {run.best}")
     return 0
 
@@ -92,38 +110,61 @@ def _train(cfg: Config, trust: Sequence[str]) -> int:
 def _check(cfg: Config, trust: Sequence[str]) -> int:
     from mmv_im2im.trainers import prepare
     cfg, model, data = prepare(cfg, trust)
-    for s in data.samples[:3]: print("  " + "  ".join(f"{k} {s[k]} {data.recipe.shape(k, s[k])}" for k in ("IM", "GT", "CM") if k in s))
+    for s in data.samples[:3]:
+        files = [f"{k} {s[k]} {data.recipe.shape(k, s[k])}" for k in ("IM", "GT", "CM") if k in s]
+        print("", *files, sep="  ")
     stride, halo = model.probe(data.in_channels, cfg.data.spatial_dims)
     print(f"data: {data.summary}")
-    print(f"model: {cfg.model['_target_']}, {sum(p.numel() for p in model.parameters()):,} parameters, {data.in_channels} channel(s) in, "
-          f"{model.output_channels(cfg.model, data.out_channels)} out; sizes divide by {stride}, receptive field {'the whole tile' if halo is None else f'{2 * halo + 1} pixels'}")
+    size = sum(p.numel() for p in model.parameters())
+    out = model.output_channels(cfg.model, data.out_channels)
+    field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"
+    print(
+        f"model: {cfg.model['_target_']}, {size:,} parameters, {data.in_channels} channel(s) in,"
+        f" {out} out; sizes divide by {stride}, receptive field {field}"
+    )
     print("the config is right and the data can be read; nothing was trained")
     return 0
 
 
 def _number(x: Optional[float]) -> str: return "-" if x is None else f"{x:.4g}"
 
-# %% ../nbs/06_cli.ipynb #16c2c0bd
+# %% ../nbs/06_cli.ipynb #8fcf7402
 def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
     "The predictor that `predict.checkpoint`, or the run folder given as config, means."
     from mmv_im2im.inference.predictor import Predictor
     p = cfg.predict
     where = p.checkpoint or (config_name if Path(config_name).is_dir() else None)
-    if where is None: raise ConfigError("`predict.checkpoint` is missing: name a checkpoint or a run folder, or give the run folder as `--config`.")
-    return Predictor(where, tile=p.tile, overlap=p.overlap, blend=p.blend, batch_size=p.batch_size, device=p.device, trust=trust)
+    if where is None:
+        raise ConfigError(
+            "`predict.checkpoint` is missing: name a checkpoint or a run folder, or give the run"
+            " folder as `--config`."
+        )
+    return Predictor(
+        where,
+        tile=p.tile,
+        overlap=p.overlap,
+        blend=p.blend,
+        batch_size=p.batch_size,
+        device=p.device,
+        trust=trust,
+    )
 
 
 def _out_folder(cfg: Config, predictor, name: str) -> Path:
     "`predict.out`, or a folder in the run that the checkpoint belongs to."
+    if cfg.predict.out: return Path(cfg.predict.out)
     parent = predictor.path.parent
-    return Path(cfg.predict.out) if cfg.predict.out else (parent.parent if parent.name == "checkpoints" else parent) / name
+    return (parent.parent if parent.name == "checkpoints" else parent) / name
 
 
 def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
-    if cfg.predict.path is None: raise ConfigError("`predict.path` is missing: name an image or a folder of images.")
+    if cfg.predict.path is None:
+        raise ConfigError("`predict.path` is missing: name an image or a folder of images.")
     model = _predictor(cfg, config_name, trust)
     out = _out_folder(cfg, model, "predictions")
-    outcome = model.predict_folder(cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities)
+    outcome = model.predict_folder(
+        cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities
+    )
     print(f"{len(outcome.done)} images written to {out}")
     return _end(outcome)
 
@@ -133,10 +174,11 @@ def _end(outcome) -> int:
     if outcome.failed: print(f"error: {outcome.report()}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
-# %% ../nbs/06_cli.ipynb #583015d6
+# %% ../nbs/06_cli.ipynb #20d28ece
 def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     from mmv_im2im.inference.predictor import mean_row
-    if cfg.data.path is None: raise ConfigError("`data.path` is missing: name the folder with the pairs to evaluate on.")
+    if cfg.data.path is None:
+        raise ConfigError("`data.path` is missing: name the folder with the pairs to evaluate on.")
     model, d = _predictor(cfg, config_name, trust), cfg.data
     rows, outcome = model.evaluate(d.path, d.layout, d.source, d.target, d.costmap)
     if rows:
@@ -158,10 +200,10 @@ def table(
     names = list(rows[0])
     cells = [names] + [[str(r[names[0]]), *(f"{r[n]:.4f}" for n in names[1:])] for r in rows]
     widths = [max(len(c[i]) for c in cells) for i in range(len(names))]
-    line = lambda c: "  ".join([c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:]))])
-    return "\n".join(map(line, cells))
+    lines = [[c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])] for c in cells]
+    return "\n".join(map("  ".join, lines))
 
-# %% ../nbs/06_cli.ipynb #5af93e27
+# %% ../nbs/06_cli.ipynb #8960d42a
 def main(
     argv: Optional[Sequence[str]] = None,  # Arguments; None = those of the shell
 ) -> int:  # Exit status
@@ -170,7 +212,10 @@ def main(
         return _run(sys.argv[1:] if argv is None else list(argv))
     except Im2ImError as e:
         width = min(120, shutil.get_terminal_size((100, 24)).columns)
-        print(textwrap.fill(f"error: {e}", width, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        print(
+            textwrap.fill(f"error: {e}", width, break_long_words=False, break_on_hyphens=False),
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -191,7 +236,10 @@ def _run(argv: Sequence[str]) -> int:
         print(preset_text(args.show), end="")
         return 0
     if args.config is None:
-        raise ConfigError("`--config` is missing: name a preset (`run_im2im --list`), a yaml file or a run folder.")
+        raise ConfigError(
+            "`--config` is missing: name a preset (`run_im2im --list`), a yaml file or a run"
+            " folder."
+        )
     cfg = load_config(args.config, overrides)
     if args.check: return _check(cfg, args.trust)
     if cfg.mode == "train": return _train(cfg, args.trust)
@@ -200,5 +248,10 @@ def _run(argv: Sequence[str]) -> int:
 
 def _list() -> int:
     "Print every preset with the first line of its comment."
-    for name in preset_names(): print(f"{name:<20s} {preset_text(name).splitlines()[0].lstrip('# ')}")
+    for name in preset_names():
+        print(f"{name:<20s} {preset_text(name).splitlines()[0].lstrip('# ')}")
     return 0
+
+
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

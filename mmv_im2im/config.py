@@ -7,20 +7,28 @@ __all__ = ['RUN_CONFIG', 'option', 'DataConfig', 'TrainerConfig', 'PredictConfig
            'to_dict', 'preset_names', 'preset_text', 'preset', 'load_config', 'save_config', 'parse_overrides',
            'check_targets', 'config_keys', 'config_reference']
 
-# %% ../nbs/01_config.ipynb #aead5556
+# %% ../nbs/01_config.ipynb #496bd7a5
 import copy
 import re
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, get_args, get_origin, get_type_hints
+from typing import Any, Dict, List, Optional, Sequence, Tuple, get_args, get_origin, get_type_hints
 
 import pyrallis
 import yaml
 
-from .core import (ConfigError, check_arguments, check_spec, did_you_mean, find_class, nearest, write_atomic)
+from mmv_im2im.core import (
+    ConfigError,
+    check_arguments,
+    check_spec,
+    did_you_mean,
+    find_class,
+    nearest,
+    write_atomic,
+)
 
-# %% ../nbs/01_config.ipynb #31ec4340
+# %% ../nbs/01_config.ipynb #fbe13f1e
 def option(
     default: Any,  # Default value; a list or dict is copied for each config
     choices: Optional[Sequence] = None,  # The only values allowed
@@ -29,16 +37,18 @@ def option(
 ):
     "A dataclass field with limits that the config checks and the docs show."
     meta = {"choices": choices, "low": low, "high": high}
-    if isinstance(default, (list, dict)): return field(default_factory=lambda: copy.deepcopy(default), metadata=meta)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=meta)
     return field(default=default, metadata=meta)
 
-# %% ../nbs/01_config.ipynb #84d1d138
+# %% ../nbs/01_config.ipynb #20187c2c
 def _type_text(tp: Any) -> str:
     "A type in words."
     if get_origin(tp) is tuple or get_origin(tp) is list:
-        return f"a list of {_type_text(get_args(tp)[0])}s".replace("an ", "").replace("a whole", "whole").replace("a number", "number")
+        return f"a list of {_type_text(get_args(tp)[0]).removeprefix('a ')}s"
     if _is_optional(tp): return f"{_type_text(_inner(tp))} or null"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(tp, "a mapping of keys to values")
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words.get(tp, "a mapping")
 
 
 def _is_optional(tp: Any) -> bool: return type(None) in get_args(tp)
@@ -59,26 +69,36 @@ def _fits(value: Any, tp: Any) -> bool:
     if tp is float: return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, tp)
 
-# %% ../nbs/01_config.ipynb #3cdd629f
+# %% ../nbs/01_config.ipynb #5c393205
 def _check_value(key: str, value: Any, tp: Any, meta: dict):
     "`ConfigError` unless `value` has type `tp` and keeps to the limits in `meta`."
-    if not _fits(value, tp): raise ConfigError(f"`{key}` must be {_type_text(tp)}; got {value!r}. {_type_hint(value, tp)}".strip())
+    if not _fits(value, tp):
+        raise ConfigError(
+            f"`{key}` must be {_type_text(tp)}; got {value!r}. {_type_hint(value, tp)}".strip()
+        )
     if value is None: return
     values = value if isinstance(value, (list, tuple)) else [value]
     for v in values:
         if meta.get("choices") and v not in meta["choices"]:
-            raise ConfigError(f"`{key}` is '{v}'; {did_you_mean(str(v), meta['choices'])} Allowed: {', '.join(map(str, meta['choices']))}.")
+            near = nearest(str(v), meta["choices"])
+            hint = f"did you mean '{near}'? " if near else ""
+            allowed = ", ".join(map(str, meta["choices"]))
+            raise ConfigError(f"`{key}` cannot be '{v}'; {hint}Allowed: {allowed}.")
         low, high = meta.get("low"), meta.get("high")
         if (low is not None and not v >= low) or (high is not None and not v <= high):
-            span = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
+            span = f"between {low} and {high}"
+            if high is None: span = f"at least {low}"
+            elif low is None: span = f"at most {high}"
             raise ConfigError(f"`{key}` must be {span}; got {value!r}.")
 
 
 def _type_hint(value: Any, tp: Any) -> str:
     "A last half-sentence where the slip is a common one."
     tp = _inner(tp) if _is_optional(tp) else tp
-    if get_origin(tp) in (list, tuple) and not isinstance(value, (list, tuple)): return "Write it in brackets, such as [64, 64]."
-    if isinstance(value, str) and tp is not str and not isinstance(tp, type(None)) and re.fullmatch(r"[\d.eE+-]+|true|false", value.strip().lower()):
+    if get_origin(tp) in (list, tuple) and not isinstance(value, (list, tuple)):
+        return "Write it in brackets, such as [64, 64]."
+    quoted = isinstance(value, str) and tp is not str
+    if quoted and re.fullmatch(r"[\d.eE+-]+|true|false", value.strip().lower()):
         return "Drop the quotes."
     if tp is str and isinstance(value, (int, float)): return "Put it in quotes."
     return ""
@@ -89,9 +109,10 @@ def _check_section(section: Any, prefix: str = ""):
     hints = get_type_hints(type(section))
     for f in fields(section):
         value = getattr(section, f.name)
-        if not is_dataclass(value): _check_value(f"{prefix}{f.name}", value, hints[f.name], f.metadata)
+        if not is_dataclass(value):
+            _check_value(f"{prefix}{f.name}", value, hints[f.name], f.metadata)
 
-# %% ../nbs/01_config.ipynb #53a64b25
+# %% ../nbs/01_config.ipynb #f473cc6c
 _DEFAULT_AUGMENT = [
     {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -1},
     {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -2},
@@ -103,37 +124,55 @@ _DEFAULT_AUGMENT = [
 class DataConfig:
     "Where the images are and how they become batches."
     path: Optional[str] = None  # Folder with the images
-    layout: str = option("auto", choices=("auto", "suffix", "folders"))  # How the folder is organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal names (folders), or found out (auto)
+    # How the folder is organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
+    # names (folders), or found out (auto)
+    layout: str = option("auto", choices=("auto", "suffix", "folders"))
     source: str = "IM"  # Sub-folder, or suffix, of the source images
     target: str = "GT"  # Sub-folder, or suffix, of the target images
-    costmap: str = "CM"  # Sub-folder, or suffix, of the optional cost maps: weight per pixel, 0 = ignore
-    target_kind: str = option("image", choices=("image", "label"))  # What a target is: intensities (image) or object numbers and classes (label)
-    source_channels: Optional[List[int]] = option(None, low=0)  # Channels of the source file to use, counted from 0; null = all
-    target_channels: Optional[List[int]] = option(None, low=0)  # Channels of the target file to use, counted from 0; null = all
-    source_axes: Optional[str] = None  # Axes of source files that do not say, or say wrongly, such as 'CYX'; null = ask the file
+    # Sub-folder, or suffix, of the optional cost maps: weight per pixel, 0 = ignore
+    costmap: str = "CM"
+    # What a target is: intensities (image) or object numbers and classes (label)
+    target_kind: str = option("image", choices=("image", "label"))
+    # Channels of the source file to use, counted from 0; null = all
+    source_channels: Optional[List[int]] = option(None, low=0)
+    # Channels of the target file to use, counted from 0; null = all
+    target_channels: Optional[List[int]] = option(None, low=0)
+    # Axes of source files that do not say, or say wrongly, such as 'CYX'; null = ask the file
+    source_axes: Optional[str] = None
     target_axes: Optional[str] = None  # The same for target files
     scene: int = option(0, low=0)  # Which image of a file that holds several
-    planes: Optional[List[int]] = option(None, low=0)  # Planes in Z to use, counted from 0; null = all
-    split: str = option("auto", choices=("auto", "files", "regions"))  # Hold back whole files, or a region of each image, for validation; auto = by files where there are at least 5
+    # Planes in Z to use, counted from 0; null = all
+    planes: Optional[List[int]] = option(None, low=0)
+    # Hold back whole files, or a region of each image, for validation; auto = by files where
+    # there are at least 5
+    split: str = option("auto", choices=("auto", "files", "regions"))
     val_fraction: float = option(0.2, low=0.01, high=0.9)  # Part held back for validation
-    gap: int = option(16, low=0)  # Pixels between the training and the validation region that neither uses
-    patch: Tuple[int, ...] = option((128, 128), low=1)  # Training patch in pixels, [Y, X] or [Z, Y, X]; its length decides between 2D and 3D
-    patches_per_image: Optional[int] = option(None, low=1)  # Random patches of each image per epoch; null = as many as cover it
+    # Pixels between the training and the validation region that neither uses
+    gap: int = option(16, low=0)
+    # Training patch in pixels, [Y, X] or [Z, Y, X]; its length decides between 2D and 3D
+    patch: Tuple[int, ...] = option((128, 128), low=1)
+    # Random patches of each image per epoch; null = as many as cover it
+    patches_per_image: Optional[int] = option(None, low=1)
     batch_size: int = option(8, low=1)  # Patches per training step and process
     num_workers: int = option(0, low=0)  # Processes that load data beside the training; 0 = none
-    source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})  # Normalisation of the source; null = none
+    # Normalisation of the source; null = none
+    source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})
     target_norm: Optional[Dict[str, Any]] = None  # Normalisation of an image target; null = none
-    augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)  # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map; [] = none
-    val_pixels: int = option(4_000_000, low=1024)  # Validate on whole images up to so many pixels per epoch
+    # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map;
+    # [] = none
+    augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)
+    # Validate on whole images up to so many pixels per epoch
+    val_pixels: int = option(4_000_000, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
-    cache_gb: float = option(2.0, low=0)  # Keep decoded images in memory up to so many GB per process
+    # Keep decoded images in memory up to so many GB per process
+    cache_gb: float = option(2.0, low=0)
 
     def __post_init__(self): _check_data(self)
 
     @property
     def spatial_dims(self) -> int: return len(self.patch)
 
-# %% ../nbs/01_config.ipynb #ca629d21
+# %% ../nbs/01_config.ipynb #3c4f1c96
 _AXES = "TCZYXS"
 
 
@@ -142,75 +181,118 @@ def _check_data(data: DataConfig):
     _check_section(data, "data.")
     data.patch = tuple(data.patch)
     if len(data.patch) not in (2, 3):
-        raise ConfigError(f"`data.patch` needs 2 sizes, [Y, X], or 3, [Z, Y, X]; got {list(data.patch)}.")
+        raise ConfigError(
+            f"`data.patch` needs 2 sizes, [Y, X], or 3, [Z, Y, X]; got {list(data.patch)}."
+        )
     if data.target_kind == "label" and data.target_norm:
-        raise ConfigError("`data.target_norm` must be null where `data.target_kind` is label: object numbers are not intensities. "
-                          "Remove `target_norm`, or set `target_kind: image`.")
+        raise ConfigError(
+            "`data.target_norm` must be null where `data.target_kind` is label: object numbers are"
+            " not intensities. Remove `target_norm`, or set `target_kind: image`."
+        )
     if len({data.source, data.target, data.costmap}) < 3:
-        raise ConfigError(f"`data.source`, `data.target` and `data.costmap` must differ; got '{data.source}', "
-                          f"'{data.target}', '{data.costmap}'. Give each its own sub-folder or suffix.")
+        raise ConfigError(
+            f"`data.source`, `data.target` and `data.costmap` must differ; got '{data.source}', "
+            f"'{data.target}', '{data.costmap}'. Give each its own sub-folder or suffix."
+        )
     for name in ("source_axes", "target_axes"):
         axes = getattr(data, name)
-        if axes is not None and (not axes or set(axes) - set(_AXES) or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes)):
-            raise ConfigError(f"`data.{name}` must name each axis once, out of T, C, Z, Y, X, S (S = RGB samples), with Y and X; got '{axes}'. "
-                              "Write for example 'CYX'.")
+        if axes is None: continue
+        if not {"Y", "X"} <= set(axes) <= set(_AXES) or len(set(axes)) < len(axes):
+            raise ConfigError(
+                f"`data.{name}` must name each axis once, out of T, C, Z, Y, X, S (S = RGB"
+                f" samples), with Y and X; got '{axes}'. Write for example 'CYX'."
+            )
     for name in ("source_norm", "target_norm"):
-        if getattr(data, name) is not None: check_spec(getattr(data, name), "normalization", f"data.{name}")
+        if getattr(data, name) is not None:
+            check_spec(getattr(data, name), "normalization", f"data.{name}")
     for i, t in enumerate(data.augment): check_spec(t, "transform", f"data.augment[{i}]")
 
-# %% ../nbs/01_config.ipynb #dccf6726
+# %% ../nbs/01_config.ipynb #049701f8
 @dataclass
 class TrainerConfig:
     "How long, on what and how exactly to train; Lightning's own names."
     max_epochs: int = option(20, low=-1)  # Stop after so many epochs; -1 = no limit
     max_steps: int = option(-1, low=-1)  # Stop after so many optimisation steps; -1 = no limit
     max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'
-    accelerator: str = option("auto", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))  # Hardware to train on
+    # Hardware to train on
+    accelerator: str = option("auto", choices=("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
     devices: Any = "auto"  # How many devices, or a list of their numbers, or auto
     strategy: str = "auto"  # How several devices share the work, such as ddp
     num_nodes: int = option(1, low=1)  # Number of machines
-    precision: str = option("32-true", choices=("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"))  # Number format of the computation
-    gradient_clip_val: Optional[float] = option(None, low=0)  # Largest gradient norm; null = no clipping
-    accumulate_grad_batches: int = option(1, low=1)  # Batches whose gradients are summed for one step
+    # Number format of the computation
+    precision: str = option(
+        "32-true", choices=("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+    )
+    # Largest gradient norm; null = no clipping
+    gradient_clip_val: Optional[float] = option(None, low=0)
+    # Batches whose gradients are summed for one step
+    accumulate_grad_batches: int = option(1, low=1)
     deterministic: bool = False  # Only algorithms that repeat exactly on a GPU; slower
     check_val_every_n_epoch: int = option(1, low=1)  # Validate every so many epochs
     log_every_n_steps: int = option(10, low=1)  # Log training figures every so many steps
-    limit_train_batches: Optional[float] = option(None, low=0)  # Use only so many batches (a whole number above 1) or this fraction of an epoch
+    # Use only so many batches (a whole number above 1) or this fraction of an epoch
+    limit_train_batches: Optional[float] = option(None, low=0)
     enable_progress_bar: bool = True  # Show a progress bar
-    profiler: Optional[str] = option(None, choices=("simple", "advanced", "pytorch"))  # Report where the time went
-    monitor: Optional[str] = None  # Logged figure that picks the best checkpoint; null = the framework's own, such as val/dice
-    checkpoint_every_n_steps: Optional[int] = option(None, low=1)  # Save last.ckpt also every so many steps; null = at the end of epochs
+    # Report where the time went
+    profiler: Optional[str] = option(None, choices=("simple", "advanced", "pytorch"))
+    # Logged figure that picks the best checkpoint; null = the framework's own, such as val/dice
+    monitor: Optional[str] = None
+    # Save last.ckpt also every so many steps; null = at the end of epochs
+    checkpoint_every_n_steps: Optional[int] = option(None, low=1)
     pictures: int = option(3, low=0)  # Validation pictures per epoch in the run folder
     callbacks: List[Dict[str, Any]] = option([])  # Further Lightning callbacks, by name
 
     def __post_init__(self): _check_trainer(self)
 
-# %% ../nbs/01_config.ipynb #02c74eaa
+# %% ../nbs/01_config.ipynb #68dadeb0
 def _check_trainer(trainer: TrainerConfig):
     _check_section(trainer, "trainer.")
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
-        raise ConfigError("`trainer.max_epochs` and `trainer.max_steps` are both -1 and `trainer.max_time` is null, so training would "
-                          "never end; set one of them.")
+        raise ConfigError(
+            "`trainer.max_epochs` and `trainer.max_steps` are both -1 and `trainer.max_time` is"
+            " null, so training would never end; set one of them."
+        )
     if trainer.max_time is not None and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", trainer.max_time):
-        raise ConfigError(f"`trainer.max_time` must be 'DD:HH:MM:SS', such as '00:01:30:00' for an hour and a half; got '{trainer.max_time}'.")
-    if not (trainer.devices == "auto" or _fits(trainer.devices, int) or _fits(trainer.devices, List[int])) or trainer.devices == []:
-        raise ConfigError(f"`trainer.devices` must be auto, a whole number or a list of device numbers; got {trainer.devices!r}.")
-    if _fits(trainer.devices, int) and (trainer.devices == 0 or trainer.devices < -1):
-        raise ConfigError(f"`trainer.devices` must be at least 1, or -1 for all; got {trainer.devices}.")
-    if trainer.limit_train_batches is not None and trainer.limit_train_batches > 1 and trainer.limit_train_batches % 1:
-        raise ConfigError(f"`trainer.limit_train_batches` must be a fraction up to 1 or a whole number; got {trainer.limit_train_batches}.")
+        raise ConfigError(
+            "`trainer.max_time` must be 'DD:HH:MM:SS', such as '00:01:30:00' for an hour and a"
+            f" half; got '{trainer.max_time}'."
+        )
+    _check_devices(trainer.devices)
+    limit = trainer.limit_train_batches
+    if limit is not None and limit > 1 and limit % 1:
+        raise ConfigError(
+            "`trainer.limit_train_batches` must be a fraction up to 1 or a whole number; got"
+            f" {limit}."
+        )
     for i, c in enumerate(trainer.callbacks): check_spec(c, "callback", f"trainer.callbacks[{i}]")
 
-# %% ../nbs/01_config.ipynb #a9ae0129
+
+def _check_devices(devices: Any):
+    "`ConfigError` unless `devices` is auto, a number of devices, -1 for all, or a list of numbers."
+    if devices == "auto" or (devices != [] and _fits(devices, List[int])): return
+    if not _fits(devices, int):
+        raise ConfigError(
+            "`trainer.devices` must be auto, a whole number or a list of device numbers; got"
+            f" {devices!r}."
+        )
+    if devices == 0 or devices < -1:
+        raise ConfigError(f"`trainer.devices` must be at least 1, or -1 for all; got {devices}.")
+
+# %% ../nbs/01_config.ipynb #9dbd433a
 @dataclass
 class PredictConfig:
     "What to predict or evaluate, and how large images are tiled."
-    checkpoint: Optional[str] = None  # Checkpoint file, or a run folder, whose best checkpoint is then taken
+    # Checkpoint file, or a run folder, whose best checkpoint is then taken
+    checkpoint: Optional[str] = None
     path: Optional[str] = None  # Image file or folder of images to predict
-    out: Optional[str] = None  # Folder for results; null = `predictions` beside the checkpoint's run
-    tile: Optional[List[int]] = option(None, low=16)  # Tile in pixels, [Y, X] or [Z, Y, X]; null = chosen from the training patch
-    overlap: float = option(0.25, low=0, high=0.9)  # Overlap of neighbouring tiles, as a fraction of the tile (Gaussian blending)
-    blend: str = option("gaussian", choices=("gaussian", "exact", "none"))  # Join tiles by Gaussian weights, exactly by discarding a halo, or do not tile at all
+    # Folder for results; null = `predictions` beside the checkpoint's run
+    out: Optional[str] = None
+    # Tile in pixels, [Y, X] or [Z, Y, X]; null = chosen from the training patch
+    tile: Optional[List[int]] = option(None, low=16)
+    # Overlap of neighbouring tiles, as a fraction of the tile (Gaussian blending)
+    overlap: float = option(0.25, low=0, high=0.9)
+    # Join tiles by Gaussian weights, exactly by discarding a halo, or do not tile at all
+    blend: str = option("gaussian", choices=("gaussian", "exact", "none"))
     batch_size: int = option(1, low=1)  # Tiles predicted at once
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers
     axes: Optional[str] = None  # Axes of files that do not say, or say wrongly, such as 'CYX'
@@ -218,10 +300,17 @@ class PredictConfig:
 
     def __post_init__(self): _check_section(self, "predict.")
 
-# %% ../nbs/01_config.ipynb #974bd3f7
+# %% ../nbs/01_config.ipynb #7b0ad393
 _DEFAULT_MODEL = {
     "_target_": "FCN",
-    "net": {"_target_": "UNet", "spatial_dims": 2, "channels": [16, 32, 64], "strides": [2, 2], "num_res_units": 1, "norm": "batch"},
+    "net": {
+        "_target_": "UNet",
+        "spatial_dims": 2,
+        "channels": [16, 32, 64],
+        "strides": [2, 2],
+        "num_res_units": 1,
+        "norm": "batch",
+    },
     "loss": {"_target_": "MSELoss"},
     "optimizer": {"_target_": "AdamW", "lr": 1e-3},
 }
@@ -231,7 +320,8 @@ _DEFAULT_MODEL = {
 class Config:
     "Everything that a run depends on."
     mode: str = option("train", choices=("train", "predict", "evaluate"))  # What to do
-    seed: int = option(0, low=0, high=2**32 - 1)  # Governs split, crops, augmentation, initialisation and dropout
+    # Governs split, crops, augmentation, initialisation and dropout
+    seed: int = option(0, low=0, high=2**32 - 1)
     out: Optional[str] = None  # Run folder; null = runs/ and the preset's name
     data: DataConfig = field(default_factory=DataConfig)  # Images and batches
     model: Dict[str, Any] = option(_DEFAULT_MODEL)  # Framework with its network, loss and optimizer
@@ -240,37 +330,53 @@ class Config:
 
     def __post_init__(self): _check_config(self)
 
-# %% ../nbs/01_config.ipynb #473ba120
+# %% ../nbs/01_config.ipynb #2ca6b65c
 def _check_config(cfg: Config):
     "Limits of the top level, then of sections against each other."
     _check_section(cfg)
     check_spec(cfg.model, "framework", "model")
     for key, part in cfg.model.items():
-        if isinstance(part, dict) and key in ("net", "loss", "optimizer", "scheduler"): check_spec(part, key, f"model.{key}")
-        elif key in ("net", "loss", "optimizer") and not isinstance(part, dict): check_spec(part, key, f"model.{key}")
+        if key in ("net", "loss", "optimizer") or (key == "scheduler" and isinstance(part, dict)):
+            check_spec(part, key, f"model.{key}")
     net = cfg.model.get("net")
     dims = net.get("spatial_dims") if isinstance(net, dict) else None
-    if dims is not None and dims != cfg.data.spatial_dims:
-        raise ConfigError(f"`data.patch` {list(cfg.data.patch)} has {cfg.data.spatial_dims} sizes but `model.net.spatial_dims` is {dims}; "
-                          + (f"drop Z from the patch or set `model.net.spatial_dims` to {cfg.data.spatial_dims}." if dims == 2
-                             else f"add Z to the patch, [Z, Y, X], or set `model.net.spatial_dims` to {cfg.data.spatial_dims}."))
-    if cfg.predict.tile is not None and len(cfg.predict.tile) != cfg.data.spatial_dims and cfg.mode == "train":
-        raise ConfigError(f"`predict.tile` {cfg.predict.tile} must have as many sizes as `data.patch` {list(cfg.data.patch)}.")
+    patch, sizes, tile = list(cfg.data.patch), cfg.data.spatial_dims, cfg.predict.tile
+    if dims is not None and dims != sizes:
+        fix = "drop Z from the patch" if dims == 2 else "add Z to the patch, [Z, Y, X],"
+        raise ConfigError(
+            f"`data.patch` {patch} has {sizes} sizes but `model.net.spatial_dims` is {dims};"
+            f" {fix} or set `model.net.spatial_dims` to {sizes}."
+        )
+    if cfg.mode == "train" and tile is not None and len(tile) != sizes:
+        raise ConfigError(
+            f"`predict.tile` {tile} has {len(tile)} sizes but `data.patch` {patch} has {sizes};"
+            " give it as many."
+        )
 
-# %% ../nbs/01_config.ipynb #0a0707e0
+# %% ../nbs/01_config.ipynb #62e703e4
 class _StrictLoader(yaml.SafeLoader):
     "SafeLoader with the numbers and booleans of YAML 1.2, without dates, refusing duplicate keys."
 
 
+_RESOLVED = ("float", "bool", "timestamp", "int")  # YAML 1.1 rules that are left out
 _StrictLoader.yaml_implicit_resolvers = {
-    k: [(tag, rx) for tag, rx in v if tag.rpartition(":")[2] not in ("float", "bool", "timestamp", "int")]
-    for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+    k: [(tag, rx) for tag, rx in v if tag.rpartition(":")[2] not in _RESOLVED]
+    for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."))
+    re.compile(
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def _mapping(loader, node, deep=False):
@@ -278,7 +384,9 @@ def _mapping(loader, node, deep=False):
     for k, _ in node.value:
         key = loader.construct_object(k, deep=True)
         if key in seen:
-            raise ConfigError(f"{_where(k.start_mark)}: the key '{key}' is written twice; keep one of them.")
+            raise ConfigError(
+                f"{_where(k.start_mark)}: the key '{key}' is written twice; keep one of them."
+            )
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -286,9 +394,11 @@ def _mapping(loader, node, deep=False):
 def _where(mark) -> str: return f"{mark.name}, line {mark.line + 1}"
 
 
-_StrictLoader.add_constructor("tag:yaml.org,2002:map", lambda loader, node: _mapping(loader, node, deep=True))
+_StrictLoader.add_constructor(
+    "tag:yaml.org,2002:map", lambda loader, node: _mapping(loader, node, deep=True)
+)
 
-# %% ../nbs/01_config.ipynb #f5549022
+# %% ../nbs/01_config.ipynb #6d4f8e85
 def read_yaml(
     text: str,  # Yaml source
     name: str = "config",  # Name of the file, for the error's text
@@ -299,38 +409,55 @@ def read_yaml(
     try:
         return loader.get_single_data()
     except yaml.constructor.ConstructorError as e:
-        raise ConfigError(f"{_where(e.problem_mark)}: {e.problem}; a config holds only texts, numbers, lists and mappings.") from None
+        raise ConfigError(
+            f"{_where(e.problem_mark)}: {e.problem}; a config holds only texts, numbers, lists and"
+            " mappings."
+        ) from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
-        raise ConfigError(f"{_where(mark) if mark else name}: this is not valid yaml ({getattr(e, 'problem', None) or e}); "
-                          "check the indentation, colons and quotes there.") from None
+        raise ConfigError(
+            f"{_where(mark) if mark else name}: this is not valid yaml"
+            f" ({getattr(e, 'problem', None) or e}); check the indentation, colons and quotes"
+            " there."
+        ) from None
     finally:
         loader.dispose()
 
-# %% ../nbs/01_config.ipynb #4288a982
+# %% ../nbs/01_config.ipynb #0f760f05
 def merge(
     base: dict,  # What is changed; left as it is
     change: dict,  # What changes it
 ) -> dict:  # A deep copy
     "`base` with the keys of `change`; a different `_target_` replaces the whole object."
-    if "_target_" in change and change["_target_"] != base.get("_target_"): return copy.deepcopy(change)
+    if "_target_" in change and change["_target_"] != base.get("_target_"):
+        return copy.deepcopy(change)
     out = copy.deepcopy(base)
     for k, v in change.items():
-        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else copy.deepcopy(v)
+        both = isinstance(v, dict) and isinstance(out.get(k), dict)
+        out[k] = merge(out[k], v) if both else copy.deepcopy(v)
     return out
 
-# %% ../nbs/01_config.ipynb #b80748e1
+# %% ../nbs/01_config.ipynb #cace6d0b
 def _check_names(raw: Any, cls: type, prefix: str = ""):
     "`ConfigError` for a key that the dataclass does not have, or a value of the wrong type."
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"is {raw!r}"
-        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` {what}; it must hold keys and values. Remove it to have the defaults.")
+        raise ConfigError(
+            f"`{prefix.rstrip('.') or 'config'}` {what}; it must hold keys and values. Remove it to"
+            " have the defaults."
+        )
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     for key, value in raw.items():
-        if key not in known: raise ConfigError(f"`{prefix}{key}` is no key of the config; {_elsewhere(str(key), known, prefix)}")
-        if is_dataclass(hints[key]): _check_names(value, hints[key], f"{key}.")
-        elif isinstance(value, dict) and "_target_" in value: pass
-        else: _check_value(f"{prefix}{key}", value, hints[key], known[key].metadata)
+        if key not in known:
+            raise ConfigError(
+                f"`{prefix}{key}` is no key of the config; {_elsewhere(str(key), known, prefix)}"
+            )
+        if is_dataclass(hints[key]):
+            _check_names(value, hints[key], f"{key}.")
+        elif isinstance(value, dict) and "_target_" in value:
+            pass
+        else:
+            _check_value(f"{prefix}{key}", value, hints[key], known[key].metadata)
 
 
 def _elsewhere(key: str, known: dict, prefix: str) -> str:
@@ -338,10 +465,11 @@ def _elsewhere(key: str, known: dict, prefix: str) -> str:
     if nearest(key, known): return did_you_mean(key, known)
     for section in ("data", "trainer", "predict"):
         names = [f.name for f in fields(get_type_hints(Config)[section])]
-        if prefix != f"{section}." and key in names: return f"it belongs in the section `{section}`: write `{section}.{key}`."
+        if prefix != f"{section}." and key in names:
+            return f"it belongs in the section `{section}`: write `{section}.{key}`."
     return did_you_mean(key, known, most=40)
 
-# %% ../nbs/01_config.ipynb #54dd854f
+# %% ../nbs/01_config.ipynb #91f87a1a
 def from_dict(
     raw: dict,  # Sections with keys and values, as a yaml gives them
 ) -> Config:
@@ -351,7 +479,7 @@ def from_dict(
 
 
 def to_dict(
-    cfg: Config,
+    cfg: Config,  # The config
 ) -> dict:  # Plain types only: a checkpoint that holds it loads with `weights_only=True`
     "Everything in `cfg`, defaults included, as dicts, lists, texts and numbers."
     return _plain(pyrallis.encode(cfg))
@@ -363,10 +491,14 @@ def _plain(x: Any) -> Any:
     if isinstance(x, Path): return str(x)
     return x.item() if hasattr(x, "item") and not isinstance(x, (str, bytes)) else x
 
-# %% ../nbs/01_config.ipynb #f7e11dd0
+# %% ../nbs/01_config.ipynb #e7b99d50
 def _preset_files() -> dict:
     folder = resources.files("mmv_im2im") / "presets"
-    return {p.name.removesuffix(".yaml"): p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.name.endswith(".yaml")}
+    return {
+        p.name.removesuffix(".yaml"): p
+        for p in sorted(folder.iterdir(), key=lambda p: p.name)
+        if p.name.endswith(".yaml")
+    }
 
 
 def preset_names() -> list[str]:  # Sorted
@@ -379,7 +511,8 @@ def preset_text(
 ) -> str:  # Yaml with its comments
     "The yaml of a preset, a good start for a file of one's own; `ConfigError` for an unknown name."
     files = _preset_files()
-    if name not in files: raise ConfigError(f"there is no preset named '{name}'; {did_you_mean(name, files)}")
+    if name not in files:
+        raise ConfigError(f"there is no preset named '{name}'; {did_you_mean(name, files)}")
     return files[name].read_text(encoding="utf-8")
 
 
@@ -389,9 +522,10 @@ def preset(
 ) -> Config:
     "A preset as a `Config`, with changes; `ConfigError` where a name or value is wrong."
     cfg = merge(to_dict(Config()), read_yaml(preset_text(name), f"preset {name}"))
-    return from_dict(merge({"out": f"runs/{name}"} | {k: v for k, v in cfg.items() if v is not None}, _plain(overrides)))
+    named = {"out": f"runs/{name}"} | {k: v for k, v in cfg.items() if v is not None}
+    return from_dict(merge(named, _plain(overrides)))
 
-# %% ../nbs/01_config.ipynb #93c494f4
+# %% ../nbs/01_config.ipynb #43dae127
 RUN_CONFIG = "config.yaml"  # The resolved config inside a run folder
 
 
@@ -403,35 +537,49 @@ def load_config(
     path = Path(source)
     if path.is_dir():
         if not (path / RUN_CONFIG).is_file():
-            raise ConfigError(f"'{source}' is a folder without {RUN_CONFIG}, so no run to continue; give a preset's name, a yaml file or a run folder.")
+            raise ConfigError(
+                f"'{source}' is a folder without {RUN_CONFIG}, so no run to continue; give a"
+                " preset's name, a yaml file or a run folder."
+            )
         return from_dict(merge(_read_file(path / RUN_CONFIG) | {"out": str(path)}, overrides or {}))
     if path.suffix.lower() in (".yaml", ".yml") or path.is_file():
         defaults = to_dict(Config()) | {"out": f"runs/{path.stem}"}
         return from_dict(merge(merge(defaults, _read_file(path)), overrides or {}))
     if str(source) not in preset_names():
-        raise ConfigError(f"there is no preset and no file '{source}'; {did_you_mean(str(source), preset_names())} A yaml file's name ends in .yaml.")
+        raise ConfigError(
+            f"there is no preset and no file '{source}';"
+            f" {did_you_mean(str(source), preset_names())} A yaml file's name ends in .yaml."
+        )
     return preset(str(source), **(overrides or {}))
 
 
 def _read_file(path: Path) -> dict:
-    if not path.is_file(): raise ConfigError(f"the config file '{path}' does not exist; check its name, or see `run_im2im --list` for the presets.")
+    if not path.is_file():
+        raise ConfigError(
+            f"the config file '{path}' does not exist; check its name, or see `run_im2im --list`"
+            " for the presets."
+        )
     try:
         raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"'{path}' is not a text file; a config is yaml in UTF-8.") from None
-    if raw is None: raise ConfigError(f"the config file '{path}' is empty; start from `run_im2im --list` and a preset.")
+    if raw is None:
+        raise ConfigError(
+            f"the config file '{path}' is empty; start from `run_im2im --list` and a preset."
+        )
     _check_names(raw, Config)
     return raw
 
 
 def save_config(
-    cfg: Config,
+    cfg: Config,  # What to write
     path: str | Path,  # Yaml file to write
 ):
     "Write every key of `cfg`, so that `load_config` gives it back equal."
-    with write_atomic(path) as tmp: tmp.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False), encoding="utf-8")
+    with write_atomic(path) as tmp:
+        tmp.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False), encoding="utf-8")
 
-# %% ../nbs/01_config.ipynb #d1a2c9eb
+# %% ../nbs/01_config.ipynb #50676903
 def parse_overrides(
     args: Sequence[str],  # Such as ['--data.path', '/my/images', '--trainer.max_epochs=5']
 ) -> dict:  # Nested
@@ -440,16 +588,23 @@ def parse_overrides(
     while args:
         arg = args.pop(0)
         if not arg.startswith("--") or len(arg) < 3:
-            raise ConfigError(f"'{arg}' stands where `--section.key value` is expected; put a value with spaces or brackets in quotes.")
+            raise ConfigError(
+                f"'{arg}' stands where `--section.key value` is expected; put a value with spaces"
+                " or brackets in quotes."
+            )
         key, eq, value = arg[2:].partition("=")
         if not eq:
-            if not args or (args[0].startswith("--")): raise ConfigError(f"`--{key}` needs a value: write `--{key} VALUE`.")
+            if not args or (args[0].startswith("--")):
+                raise ConfigError(f"`--{key}` needs a value: write `--{key} VALUE`.")
             value = args.pop(0)
         *parents, last = key.split(".")
         place = out
         for p in parents:
             place = place.setdefault(p, {})
-            if not isinstance(place, dict): raise ConfigError(f"`--{key}` goes inside `{p}`, which was given a plain value before.")
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"`--{key}` goes inside `{p}`, which was given a plain value before."
+                )
         text = _is_text(key) and value != "null"
         place[last] = value if text else read_yaml(value, f"--{key}")
     return out
@@ -464,48 +619,66 @@ def _is_text(key: str) -> bool:
         if not is_dataclass(tp): return False
         cls = tp
 
-# %% ../nbs/01_config.ipynb #7bbbece9
+# %% ../nbs/01_config.ipynb #606e4863
 def check_targets(
-    cfg: Config,
+    cfg: Config,  # A config that passed the first stage
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ):
-    "`ConfigError` where an object of the config does not exist, is not safe, or refuses its arguments."
+    "`ConfigError` where an object does not exist, is not safe, or refuses its arguments."
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
     given = [k for k in cfg.model if k != "_target_"]
     check_arguments(cls, {k: cfg.model[k] for k in given}, "model")
     for part, kind in cls.parts.items():
-        if cfg.model.get(part) is not None: _check_target(cfg.model[part], kind, f"model.{part}", trust, cls.filled)
+        if cfg.model.get(part) is not None:
+            _check_target(cfg.model[part], kind, f"model.{part}", trust, cls.filled)
     for name in ("source_norm", "target_norm"):
-        if getattr(cfg.data, name): _check_target(getattr(cfg.data, name), "normalization", f"data.{name}", trust)
-    for i, t in enumerate(cfg.data.augment): _check_target(t, "transform", f"data.augment[{i}]", trust, ("keys",))
-    for i, c in enumerate(cfg.trainer.callbacks): _check_target(c, "callback", f"trainer.callbacks[{i}]", trust)
+        if getattr(cfg.data, name):
+            _check_target(getattr(cfg.data, name), "normalization", f"data.{name}", trust)
+    for i, t in enumerate(cfg.data.augment):
+        _check_target(t, "transform", f"data.augment[{i}]", trust, ("keys",))
+    for i, c in enumerate(cfg.trainer.callbacks):
+        _check_target(c, "callback", f"trainer.callbacks[{i}]", trust)
     cls.check(cfg.model, spatial_dims=cfg.data.spatial_dims, target_kind=cfg.data.target_kind)
 
 
-def _check_target(spec: dict, kind: str, key: str, trust: Sequence[str], filled: Sequence[str] = ()):
+def _check_target(
+    spec: dict, kind: str, key: str, trust: Sequence[str], filled: Sequence[str] = ()
+):
+    "`ConfigError` unless `spec` describes an object of this kind that takes these arguments."
     check_spec(spec, kind, key)
     cls = find_class(spec["_target_"], kind, f"{key}._target_", trust)
     check_arguments(cls, {k: v for k, v in spec.items() if k != "_target_"}, key, given=filled)
 
-# %% ../nbs/01_config.ipynb #16a20bc4
+# %% ../nbs/01_config.ipynb #47386c5f
 def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
     "Every key of the config, as rows for the reference page and for `--help`."
-    return [row for cls, prefix in ((Config, ""), (DataConfig, "data."), (TrainerConfig, "trainer."), (PredictConfig, "predict."))
-            for row in _section_keys(cls, prefix)]
+    sections = {
+        "": Config,
+        "data.": DataConfig,
+        "trainer.": TrainerConfig,
+        "predict.": PredictConfig,
+    }
+    return [row for prefix, cls in sections.items() for row in _section_keys(cls, prefix)]
 
 
 def _section_keys(cls: type, prefix: str) -> list[dict]:
-    from fastcore.docments import docments
+    "Rows for the fields of one section."
+    from fastcore.docments import docments  # only --help and the reference need it
     hints, comments, rows = get_type_hints(cls), docments(cls), []
     for f in fields(cls):
         if is_dataclass(hints[f.name]): continue
         default = f.default if f.default is not MISSING else f.default_factory()
         meta = f.metadata
-        limits = [f"{w} {meta[k]}" for k, w in (("low", "at least"), ("high", "at most")) if meta.get(k) is not None]
-        rows.append({"key": f"{prefix}{f.name}", "type": _type_text(hints[f.name]) if hints[f.name] is not Any else "any",
-                     "default": yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6).removesuffix("...\n").strip(),
-                     "allowed": ", ".join(meta["choices"]) if meta.get("choices") else ", ".join(limits),
-                     "help": comments.get(f.name) or ""})
+        words = {"low": "at least", "high": "at most"}
+        limits = [f"{w} {meta[k]}" for k, w in words.items() if meta.get(k) is not None]
+        shown = yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6)
+        rows.append({
+            "key": f"{prefix}{f.name}",
+            "type": "any" if hints[f.name] is Any else _type_text(hints[f.name]),
+            "default": shown.removesuffix("...\n").strip(),
+            "allowed": ", ".join(meta.get("choices") or limits),
+            "help": " ".join((comments.get(f.name) or "").split()),
+        })
     return rows
 
 
@@ -516,7 +689,8 @@ def config_reference() -> str:  # Markdown, one table a section
         name = r["key"].partition(".")[0] if "." in r["key"] else "top level"
         if name != section:
             section = name
-            text.append(f"\n## {name}\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|")
+            text += [f"\n## {name}\n", "| key | type | default | allowed | meaning |"]
+            text += ["|---|---|---|---|---|"]
         cells = (f"`{r['key']}`", r["type"], f"`{r['default']}`", r["allowed"], r["help"])
         text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(text)

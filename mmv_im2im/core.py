@@ -21,9 +21,9 @@ from typing import Any, Callable, Iterable, Optional, Sequence
 
 from pyrallis.utils import ParsingError
 
-# %% ../nbs/00_core.ipynb #0027c445
+# %% ../nbs/00_core.ipynb #bee8b77f
 class Im2ImError(ValueError):
-    "An error that the user can mend: its text says what must hold, what came, where, and what to do."
+    "An error that the user can mend; its text says what must hold, what came and what to do."
 
 
 class DataError(Im2ImError):
@@ -43,18 +43,19 @@ def nearest(
     found = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 
-# %% ../nbs/00_core.ipynb #9c7a135c
+# %% ../nbs/00_core.ipynb #2f2e82ec
 def did_you_mean(
     name: str,  # What the user wrote
     choices: Iterable[str],  # What exists
     most: int = 12,  # List at most so many choices where nothing is close
-) -> str:  # "did you mean 'x'?" or "choose from 'a', 'b'"
+) -> str:  # "did you mean 'x'?" or "choose from 'a', 'b'."
     "The end of an error sentence: the nearest name, or else the choices."
     choices = sorted(map(str, choices))
     best = nearest(name, choices)
     if best: return f"did you mean '{best}'?"
     shown = ", ".join(f"'{c}'" for c in choices[:most])
-    return f"choose from {shown}" + (f" and {len(choices) - most} more" if len(choices) > most else "")
+    rest = f" and {len(choices) - most} more" if len(choices) > most else ""
+    return f"choose from {shown}{rest}."
 
 # %% ../nbs/00_core.ipynb #423f8d56
 def derive_seed(
@@ -64,7 +65,7 @@ def derive_seed(
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
-# %% ../nbs/00_core.ipynb #26f950d4
+# %% ../nbs/00_core.ipynb #9bb25838
 @contextmanager
 def write_atomic(
     path: str | Path,  # The file to write; its folder is made if absent
@@ -73,7 +74,9 @@ def write_atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffixes = "".join(path.suffixes[-2:])
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name.split('.')[0][:40]}-", suffix=suffixes, dir=path.parent)
+    fd, tmp = tempfile.mkstemp(
+        prefix=f".{path.name.split('.')[0][:40]}-", suffix=suffixes, dir=path.parent
+    )
     os.close(fd)
     try:
         yield Path(tmp)
@@ -90,9 +93,10 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #7a464572
+# %% ../nbs/00_core.ipynb #12046d42
 _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
-    "net": ("torch.nn.Module", "network", ("mmv_im2im.models.*", "monai.networks.nets", "torch.nn")),
+    "net": ("torch.nn.Module", "network",
+            ("mmv_im2im.models.*", "monai.networks.nets", "torch.nn")),
     "loss": ("torch.nn.Module", "loss", ("mmv_im2im.models.*", "monai.losses", "torch.nn")),
     "optimizer": ("torch.optim.Optimizer", "optimizer", ("torch.optim", "monai.optimizers")),
     "scheduler": ("torch.optim.lr_scheduler.LRScheduler", "learning-rate scheduler",
@@ -108,7 +112,7 @@ _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "framework": ("mmv_im2im.models.base.Im2ImModule", "framework", ("mmv_im2im.models.*",)),
 }
 
-# %% ../nbs/00_core.ipynb #936db489
+# %% ../nbs/00_core.ipynb #2cc6a7c8
 def _load(dotted: str) -> Any:
     "The object behind a dotted name, for names that are ours."
     module, _, name = dotted.rpartition(".")
@@ -116,7 +120,7 @@ def _load(dotted: str) -> Any:
 
 
 def _modules(namespaces: Sequence[str]):
-    "The modules of `namespaces`; `pkg.*` stands for every module in `pkg`, so that a new notebook is found by itself."
+    "The modules of `namespaces`; `pkg.*` stands for every module in `pkg`."
     for ns in namespaces:
         if not ns.endswith(".*"):
             yield importlib.import_module(ns)
@@ -129,9 +133,9 @@ def _modules(namespaces: Sequence[str]):
 def _is_kind(obj: Any, base: type) -> bool:
     return inspect.isclass(obj) and issubclass(obj, base)
 
-# %% ../nbs/00_core.ipynb #a0f6cd3d
+# %% ../nbs/00_core.ipynb #36b75ea4
 def class_names(
-    kind: str,  # 'net', 'loss', 'optimizer', 'scheduler', 'callback', 'logger', 'transform', 'normalization', 'framework'
+    kind: str,  # What the place asks for, a key of `_KINDS` such as 'net' or 'loss'
 ) -> list[str]:  # Sorted bare names
     "The bare names that a `_target_` of this kind may have."
     base, _, namespaces = _KINDS[kind]
@@ -139,7 +143,7 @@ def class_names(
     return sorted({n for m in _modules(namespaces) for n, o in vars(m).items()
                    if _is_kind(o, base) and o is not base and not n.startswith("_")})
 
-# %% ../nbs/00_core.ipynb #d02dbdbf
+# %% ../nbs/00_core.ipynb #be76ed93
 def find_class(
     name: str,  # A bare name such as 'UNet', or a dotted one such as 'my_package.nets.MyNet'
     kind: str,  # What the place asks for, a key of `_KINDS`
@@ -149,14 +153,19 @@ def find_class(
     "Look a `_target_` up; `ConfigError` unless it is a class of the kind asked for."
     base_name, noun, namespaces = _KINDS[kind]
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"`{key}` must be the name of a {noun}, such as 'UNet' or 'package.module.Class'; got {name!r}.")
+        raise ConfigError(
+            f"`{key}` must be the name of a {noun}, such as 'UNet' or 'package.module.Class'; got"
+            f" {name!r}."
+        )
     base = _load(base_name)
     if "." in name: return _find_dotted(name, base, noun, key, trust)
     for module in _modules(namespaces):
         found = getattr(module, name, None)
         if _is_kind(found, base): return found
-    raise ConfigError(f"`{key}`: there is no {noun} named '{name}'; {did_you_mean(name, class_names(kind))} "
-                      f"For one of another package write its dotted name, 'package.module.Class'.")
+    raise ConfigError(
+        f"`{key}`: there is no {noun} named '{name}'; {did_you_mean(name, class_names(kind))} "
+        "For one of another package write its dotted name, 'package.module.Class'."
+    )
 
 
 def _find_dotted(name, base, noun, key, trust):
@@ -164,17 +173,22 @@ def _find_dotted(name, base, noun, key, trust):
     try:
         found = getattr(importlib.import_module(module), attr)
     except ImportError as e:
-        raise ConfigError(f"`{key}`: '{name}' cannot be imported ({e}); install the package or correct the name.") from None
+        raise ConfigError(
+            f"`{key}`: '{name}' cannot be imported ({e}); install the package or correct the name."
+        ) from None
     except AttributeError:
         names = [n for n, o in vars(importlib.import_module(module)).items() if _is_kind(o, base)]
         hint = f"; {did_you_mean(attr, names)}" if names else "."
         raise ConfigError(f"`{key}`: module '{module}' has no '{attr}'{hint}") from None
     if _is_kind(found, base) or (callable(found) and module.split(".")[0] in trust): return found
     what = f"a class, but no {noun}" if inspect.isclass(found) else "no class"
-    raise ConfigError(f"`{key}`: '{name}' is {what}; name a {noun} (a subclass of {base.__module__}.{base.__qualname__}). "
-                      f"A callable of a package that you trust is accepted with `--trust {module.split('.')[0]}`.")
+    raise ConfigError(
+        f"`{key}`: '{name}' is {what}; name a {noun} (a subclass of"
+        f" {base.__module__}.{base.__qualname__}). A callable of a package that you trust is"
+        f" accepted with `--trust {module.split('.')[0]}`."
+    )
 
-# %% ../nbs/00_core.ipynb #348f8a1f
+# %% ../nbs/00_core.ipynb #5ab216a9
 def check_arguments(
     cls: Callable,  # What would be called
     kwargs: dict,  # Its arguments by name
@@ -191,12 +205,15 @@ def check_arguments(
     name = getattr(cls, "__name__", str(cls))
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         for k in kwargs:
-            if k not in names: raise ConfigError(f"`{key}.{k}`: {name} has no argument '{k}'; {did_you_mean(k, names)}")
+            if k not in names:
+                raise ConfigError(
+                    f"`{key}.{k}`: {name} has no argument '{k}'; {did_you_mean(k, names)}"
+                )
     for n in names:
         if params[n].default is inspect.Parameter.empty and n not in kwargs and n not in given:
             raise ConfigError(f"`{key}.{n}` is missing: {name} needs '{n}'; add it.")
 
-# %% ../nbs/00_core.ipynb #75f27927
+# %% ../nbs/00_core.ipynb #7190d773
 def build(
     spec: dict,  # `{_target_: name, argument: value, ...}`
     kind: str,  # What the place asks for
@@ -207,7 +224,8 @@ def build(
     "Make the object that `spec` describes; `ConfigError` where it is not safe or not right."
     check_spec(spec, kind, key)
     cls = find_class(spec["_target_"], kind, f"{key}._target_", trust)
-    kwargs = {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in spec.items() if k != "_target_"} | given
+    named = {k: v for k, v in spec.items() if k != "_target_"}
+    kwargs = {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in named.items()} | given
     check_arguments(cls, kwargs, key)
     try:
         return cls(**kwargs)
@@ -215,18 +233,22 @@ def build(
         raise
     except Exception as e:
         shown = {k: v for k, v in kwargs.items() if k not in given}
-        raise ConfigError(f"`{key}`: {spec['_target_']} refuses its arguments {shown}: {type(e).__name__}: {e}") from e
+        raise ConfigError(
+            f"`{key}`: {spec['_target_']} refuses its arguments {shown}: {type(e).__name__}: {e}"
+        ) from e
 
 
 def _build_nested(value, kind, key, trust):
     if isinstance(value, dict):
-        if "_target_" not in value: return {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in value.items()}
+        if "_target_" not in value:
+            return {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in value.items()}
         try:
             return build(value, kind, key, trust)
         except ConfigError:
             if kind in ("net", "loss") or not _is_torch_module(value["_target_"]): raise
             return build(value, "net", key, trust)
-    if isinstance(value, (list, tuple)): return [_build_nested(v, kind, f"{key}[{i}]", trust) for i, v in enumerate(value)]
+    if isinstance(value, (list, tuple)):
+        return [_build_nested(v, kind, f"{key}[{i}]", trust) for i, v in enumerate(value)]
     return value
 
 
@@ -236,7 +258,7 @@ def _is_torch_module(name: str) -> bool:
     except ConfigError:
         return False
 
-# %% ../nbs/00_core.ipynb #d28b9ece
+# %% ../nbs/00_core.ipynb #7b73d574
 def check_spec(
     spec: Any,  # What stands in the config
     kind: str,  # What the place asks for
@@ -245,12 +267,18 @@ def check_spec(
     "`ConfigError` unless `spec` has the form of an object; imports nothing."
     noun = _KINDS[kind][1]
     if not isinstance(spec, dict):
-        raise ConfigError(f"`{key}` must describe a {noun} as {{_target_: Name, argument: value, ...}}; got {spec!r}.")
+        raise ConfigError(
+            f"`{key}` must describe a {noun} as {{_target_: Name, argument: value, ...}}; got"
+            f" {spec!r}."
+        )
     if "_target_" not in spec:
         near = nearest("_target_", spec)
         hint = f"did you mean '_target_' instead of '{near}'?" if near else "add `_target_: Name`."
         raise ConfigError(f"`{key}._target_` is missing: it names the {noun}; {hint}")
     if not isinstance(spec["_target_"], str) or not spec["_target_"].strip():
-        raise ConfigError(f"`{key}._target_` must be the name of a {noun}; got {spec['_target_']!r}.")
+        raise ConfigError(
+            f"`{key}._target_` must be the name of a {noun}; got {spec['_target_']!r}."
+        )
     for k in spec:
-        if not isinstance(k, str): raise ConfigError(f"`{key}`: argument names are text; got {k!r}.")
+        if not isinstance(k, str):
+            raise ConfigError(f"`{key}`: argument names are text; got {k!r}.")

@@ -116,7 +116,7 @@ def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor],
     c1, c2 = (0.01 * R) ** 2, (0.03 * R) ** 2
     return ((2 * mp * mt + c1) * (2 * vpt + c2)) / ((mp ** 2 + mt ** 2 + c1) * (vp + vt + c2))
 
-# %% ../nbs/02_metrics.ipynb #9b1e9ac0
+# %% ../nbs/02_metrics.ipynb #c7543337
 def ssim(
     pred: Any,  # Predicted image, `(..., Y, X)` or `(..., Z, Y, X)`
     target: Any,  # True image, same shape
@@ -124,7 +124,7 @@ def ssim(
     spatial_dims: int = 2,  # 2: each plane by itself; 3: windows that reach through Z
     weight: Any = None,  # Weight per pixel, 0 = ignore
 ) -> float:  # At most 1, higher is better; NaN if every weight is 0
-    "Structural similarity, Gaussian window of sigma 1.5; axes before the spatial ones are averaged."
+    "Structural similarity, Gaussian window of sigma 1.5; the mean over axes before the spatial."
     R = _check_range(data_range)
     p, t, w = _pair(pred, target, weight)
     size = tuple(p.shape[-spatial_dims:])

@@ -6,7 +6,7 @@
 __all__ = ['AtomicCheckpointIO', 'load_checkpoint', 'MetricsCSV', 'read_metrics', 'Pictures', 'Im2ImTrainer', 'open_run', 'Run',
            'prepare', 'train']
 
-# %% ../nbs/05_trainers.ipynb #02581083
+# %% ../nbs/05_trainers.ipynb #d8e81e37
 import csv
 import json
 import logging
@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -31,17 +31,30 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
-from .config import RUN_CONFIG, Config, check_targets, from_dict, read_yaml, save_config, to_dict
+from mmv_im2im.config import (
+    RUN_CONFIG,
+    Config,
+    check_targets,
+    from_dict,
+    read_yaml,
+    save_config,
+    to_dict,
+)
 from .core import ConfigError, build, derive_seed, did_you_mean, find_class, write_atomic
 from .data_modules.data_module import Im2ImDataModule
+from .metrics import METRIC_MODES
 from .models.base import Im2ImModule
 from .vis import plot_curves, save_figure, show_result
 
-# %% ../nbs/05_trainers.ipynb #96c4a7d7
+# %% ../nbs/05_trainers.ipynb #48e3898e
 class AtomicCheckpointIO(TorchCheckpointIO):
     "Write checkpoints beside their place, then rename; read them without running code."
 
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: Optional[Any] = None):
+    def save_checkpoint(self,
+        checkpoint: dict,  # What to save, as Lightning gives it
+        path: str | Path,  # The .ckpt file
+        storage_options: Optional[Any] = None,  # Of Lightning's signature; not used
+    ):
         "Save `checkpoint` as `path`, which is at every moment the old file or the new one."
         with write_atomic(path) as tmp:
             with open(tmp, "wb") as f:
@@ -49,7 +62,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f.flush()
                 os.fsync(f.fileno())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Optional[bool] = None) -> dict:
+    def load_checkpoint(self,
+        path: str | Path,  # A .ckpt file
+        map_location: Any = "cpu",  # Device for its tensors
+        weights_only: Optional[bool] = None,  # Of Lightning's signature; True whatever it says
+    ) -> dict:
         "Load a checkpoint; `ConfigError` where the file is not one."
         return load_checkpoint(path, map_location)
 
@@ -58,16 +75,22 @@ def load_checkpoint(
     path: str | Path,  # A .ckpt file
     map_location: Any = "cpu",  # Device for its tensors
 ) -> dict:
-    "Read a checkpoint with `weights_only=True`; `ConfigError` where it is absent, damaged or holds code."
+    "Read a checkpoint safely; `ConfigError` where it is absent, damaged or holds code."
     path = Path(path)
-    if not path.is_file(): raise ConfigError(f"the checkpoint '{path}' does not exist; give a .ckpt file or the folder of a run that has one.")
+    if not path.is_file():
+        raise ConfigError(
+            f"the checkpoint '{path}' does not exist; give a .ckpt file or the folder of a run that"
+            " has one."
+        )
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as e:
-        raise ConfigError(f"'{path}' is no checkpoint that can be read safely ({type(e).__name__}: {str(e).splitlines()[0][:200]}); "
-                          "it is damaged, or was not written by this library.") from None
+        raise ConfigError(
+            f"'{path}' is no checkpoint that can be read safely ({type(e).__name__}:"
+            f" {str(e).splitlines()[0][:200]}); it is damaged, or was not written by this library."
+        ) from None
 
-# %% ../nbs/05_trainers.ipynb #94072f61
+# %% ../nbs/05_trainers.ipynb #337c771f
 class MetricsCSV(Logger):
     "One row an epoch in `metrics.csv`; goes on where an interrupted run stopped."
     def __init__(self,
@@ -78,26 +101,40 @@ class MetricsCSV(Logger):
         self.rows = read_metrics(self.path)
 
     @property
-    def name(self): return "csv"
+    def name(self):
+        "Lightning asks for it."
+        return "csv"
 
     @property
-    def version(self): return ""
+    def version(self):
+        "None: the run folder is the version."
+        return ""
 
     @property
     @rank_zero_experiment
-    def experiment(self): return self
+    def experiment(self):
+        "What logs: this object."
+        return self
 
     @rank_zero_only
     def log_hyperparams(self, *args, **kwargs): "The run folder holds the config already."
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict, step: Optional[int] = None):
-        row = {"epoch": int(metrics.get("epoch", -1)), "step": step} | {k: float(v) for k, v in metrics.items() if k != "epoch"}
-        if self.rows and self.rows[-1]["epoch"] == row["epoch"] and self.rows[-1]["step"] == step: self.rows[-1].update(row)
+    def log_metrics(self,
+        metrics: dict,  # Figures by name, and `epoch`
+        step: Optional[int] = None,  # Optimisation steps done
+    ):
+        "Add figures to the row of their epoch and step."
+        epoch = int(metrics.get("epoch", -1))
+        figures = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        row = {"epoch": epoch, "step": step} | figures
+        last = self.rows[-1] if self.rows else None
+        if last and (last["epoch"], last["step"]) == (epoch, step): last.update(row)
         else: self.rows.append(row)
 
     @rank_zero_only
     def save(self):
+        "Write metrics.csv."
         names = list(dict.fromkeys(k for row in self.rows for k in row))
         with write_atomic(self.path) as tmp, open(tmp, "w", newline="") as f:
             writer = csv.DictWriter(f, names)
@@ -112,16 +149,17 @@ class MetricsCSV(Logger):
         self.rows = [r for r in self.rows if r["step"] is None or r["step"] < step]
         self.save()
 
-
+# %% ../nbs/05_trainers.ipynb #c4e8194c
 def read_metrics(
     path: str | Path,  # A metrics.csv
 ) -> list[dict]:  # One dict a row; absent values are left out; empty if there is no file
     "Rows of a `metrics.csv` as numbers."
     if not Path(path).is_file(): return []
     with open(path, newline="") as f:
-        return [{k: int(float(v)) if k in ("epoch", "step") else float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(f)]
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    return [{k: int(v) if k in ("epoch", "step") else v for k, v in row.items()} for row in rows]
 
-# %% ../nbs/05_trainers.ipynb #e2d1b9d2
+# %% ../nbs/05_trainers.ipynb #cbcfb197
 class Pictures(pl.Callback):
     "Save pictures of the first validation images, in at most 5 % of the run's time."
     def __init__(self,
@@ -129,61 +167,91 @@ class Pictures(pl.Callback):
         n: int = 3,  # Pictures per epoch
         size: int = 384,  # Largest side drawn, in pixels; larger images are cropped to their middle
     ):
-        self.folder, self.n, self.size, self.spent, self.begun = Path(folder), n, size, 0.0, time.monotonic()
+        self.folder, self.n, self.size = Path(folder), n, size
+        self.spent, self.begun = 0.0, time.monotonic()  # seconds spent on drawing; start of the run
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        last = trainer.current_epoch + 1 == trainer.max_epochs
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ):
+        "Draw a validation image, if it is one of the first and there is time."
+        if trainer.sanity_checking or batch_idx >= self.n or not trainer.is_global_zero: return
+        first_or_last = trainer.current_epoch in (0, (trainer.max_epochs or 0) - 1)
         busy = self.spent > 0.05 * (time.monotonic() - self.begun)
-        if trainer.sanity_checking or batch_idx >= self.n or not trainer.is_global_zero or (busy and trainer.current_epoch and not last): return
+        if busy and not first_or_last: return
         start = time.monotonic()
-        arrays = [self._middle(x[0]) for x in (batch["IM"], outputs["pred"], pl_module.as_target(batch["GT"]))]
+        arrays = [
+            self._middle(x[0])
+            for x in (batch["IM"], outputs["pred"], pl_module.as_target(batch["GT"]))
+        ]
         name = Path(batch["name"][0]).stem if "name" in batch else str(batch_idx)
-        fig = show_result(*arrays, task=pl_module.task, title=f"{name}, epoch {trainer.current_epoch}")
+        fig = show_result(
+            *arrays, task=pl_module.task, title=f"{name}, epoch {trainer.current_epoch}"
+        )
         save_figure(fig, self.folder / f"epoch_{trainer.current_epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
 
     def _middle(self, x: torch.Tensor):
-        y, x_ = (slice(max(0, (n - self.size) // 2), max(0, (n - self.size) // 2) + self.size) for n in x.shape[-2:])
-        return x[..., y, x_].detach().float().cpu().numpy()
+        "The middle of an image, at most `size` pixels wide and high."
+        top, left = (max(0, (n - self.size) // 2) for n in x.shape[-2:])
+        part = x[..., top:top + self.size, left:left + self.size]
+        return part.detach().float().cpu().numpy()
 
-# %% ../nbs/05_trainers.ipynb #fa60329c
+# %% ../nbs/05_trainers.ipynb #1a30747e
 class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
     def __init__(self,
         folder: Optional[str | Path] = None,  # Run folder; None = write nothing
-        monitor: Optional[str] = None,  # Figure that picks the best checkpoint; None = the framework's own
+        # Figure that picks the best checkpoint; None = the framework's own
+        monitor: Optional[str] = None,
         pictures: int = 3,  # Validation pictures per epoch
         checkpoint_every_n_steps: Optional[int] = None,  # Save last.ckpt also within an epoch
         **kwargs,  # Arguments of `pl.Trainer`
     ):
-        self.run_folder, self.run_monitor, self.every = Path(folder) if folder else None, monitor, checkpoint_every_n_steps
+        self.run_folder = Path(folder) if folder else None
+        self.run_monitor, self.every = monitor, checkpoint_every_n_steps
         self.metrics_csv = None
-        kwargs = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False} | kwargs
+        kwargs = {
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+        } | kwargs
         if self.run_folder:
             self.metrics_csv = MetricsCSV(self.run_folder)
             board = TensorBoardLogger(str(self.run_folder), name="", version="tensorboard")
             kwargs.setdefault("logger", [self.metrics_csv, board])
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *([Pictures(self.run_folder / "pictures", pictures)] if pictures else [])]
+            drawing = [Pictures(self.run_folder / "pictures", pictures)] if pictures else []
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *drawing]
             kwargs["plugins"] = [*(kwargs.get("plugins") or []), AtomicCheckpointIO()]
         kwargs.setdefault("logger", False)
         kwargs["enable_checkpointing"] = self.run_folder is not None
         super().__init__(**kwargs)
 
-# %% ../nbs/05_trainers.ipynb #d14081c6
-def _checkpoints(folder: Path, monitor: str, mode: str, every: Optional[int]) -> list[ModelCheckpoint]:
+# %% ../nbs/05_trainers.ipynb #d3d07bbb
+def _checkpoints(
+    folder: Path, monitor: str, mode: str, every: Optional[int]
+) -> list[ModelCheckpoint]:
     "best.ckpt, last.ckpt at each epoch's end, and last.ckpt within an epoch if asked for."
-    common = {"dirpath": str(folder / "checkpoints"), "enable_version_counter": False, "auto_insert_metric_name": False}
-    out = [ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, **common),
-           ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common)]
-    return out + ([ModelCheckpoint(filename="last", every_n_train_steps=every, save_on_train_epoch_end=False, **common)] if every else [])
+    common = {
+        "dirpath": str(folder / "checkpoints"),
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    out = [
+        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_top_k=1, **common),
+        ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+    ]
+    if every:
+        within = {"every_n_train_steps": every, "save_on_train_epoch_end": False}
+        out.append(ModelCheckpoint(filename="last", **within, **common))
+    return out
 
 
 @patch
 def fit(self: Im2ImTrainer,
     model: Im2ImModule,
     train_dataloaders=None,  # A data module, or loaders
-    val_dataloaders=None,
-    datamodule=None,
+    val_dataloaders=None,  # Loaders for validation, where the first are loaders
+    datamodule=None,  # A data module, by name
     ckpt_path: Optional[str | Path] = None,  # Checkpoint to resume from
     weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
 ):
@@ -191,22 +259,30 @@ def fit(self: Im2ImTrainer,
     if self.run_folder:
         monitor = self.run_monitor or model.monitor
         mode = model.monitor_mode if monitor == model.monitor else _mode_of(monitor)
-        self.callbacks = [c for c in self.callbacks if not isinstance(c, ModelCheckpoint) or c.dirpath] \
-            + _checkpoints(self.run_folder, monitor, mode, self.every)
-    if ckpt_path and self.metrics_csv: self.metrics_csv.cut(load_checkpoint(ckpt_path)["global_step"])
+        # Lightning adds a checkpoint of its own, without a folder
+        kept = [c for c in self.callbacks if not isinstance(c, ModelCheckpoint) or c.dirpath]
+        self.callbacks = kept + _checkpoints(self.run_folder, monitor, mode, self.every)
+    if ckpt_path and self.metrics_csv:
+        self.metrics_csv.cut(load_checkpoint(ckpt_path)["global_step"])
     try:
-        super(Im2ImTrainer, self).fit(model, train_dataloaders, val_dataloaders, datamodule, str(ckpt_path) if ckpt_path else None)
+        resume = str(ckpt_path) if ckpt_path else None
+        super(Im2ImTrainer, self).fit(
+            model, train_dataloaders, val_dataloaders, datamodule, resume
+        )
     except MisconfigurationException as e:
         if "monitor" not in str(e): raise
         names = [k for k in self.callback_metrics if k.startswith("val/")]
-        raise ConfigError(f"`trainer.monitor` is '{self.run_monitor}', which is not logged; {did_you_mean(str(self.run_monitor), names)}") from None
+        raise ConfigError(
+            f"`trainer.monitor` is '{self.run_monitor}', which is not logged;"
+            f" {did_you_mean(str(self.run_monitor), names)}"
+        ) from None
 
 
 def _mode_of(monitor: str) -> str:
-    from mmv_im2im.metrics import METRIC_MODES
+    "Whether the best value of a figure is its largest, 'max', or its smallest, 'min'."
     return METRIC_MODES.get(monitor.rpartition("/")[2], "min")
 
-# %% ../nbs/05_trainers.ipynb #f4deb2fe
+# %% ../nbs/05_trainers.ipynb #c45aef25
 def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
     "Dotted keys in which two configs differ, as 'key: old -> new'."
     out = []
@@ -223,21 +299,25 @@ def _trained_by(config: dict) -> dict:
 
 
 def _finished(folder: Path) -> bool:
+    "Whether the run in a folder came to its end."
     path = folder / "run.json"
     return path.is_file() and json.loads(path.read_text()).get("finished", False)
 
-# %% ../nbs/05_trainers.ipynb #c7419f9e
+# %% ../nbs/05_trainers.ipynb #f2c67042
 @contextmanager
 def open_run(
     out: str | Path,  # Run folder as the config names it
     config: dict,  # The resolved config in plain types
 ):
-    "Yield (folder, checkpoint to resume from or None), locked; `ConfigError` where the folder is taken."
+    "Yield the folder, locked, and the checkpoint to resume from or None; `ConfigError` if taken."
     folder, n = Path(out), 1
     while True:
         taken = folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir())
         if taken and not (folder / RUN_CONFIG).is_file():
-            raise ConfigError(f"`out` '{folder}' holds files but no run; name an empty or a new folder with `--out`.")
+            raise ConfigError(
+                f"`out` '{folder}' holds files but no run; name an empty or a new folder with"
+                " `--out`."
+            )
         with _locked(folder):
             if not _finished(folder):
                 last = folder / "checkpoints" / "last.ckpt"
@@ -247,7 +327,7 @@ def open_run(
         n += 1
         folder = Path(f"{str(out).rstrip('/')}-{n}")
 
-
+# %% ../nbs/05_trainers.ipynb #d255375b
 @contextmanager
 def _locked(folder: Path):
     "Hold the folder's lock; the system frees it when the process ends, however it ends."
@@ -256,9 +336,15 @@ def _locked(folder: Path):
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"`out` '{folder}' is being written by another run at this moment; wait for it, or name another folder with `--out`.") from None
+        raise ConfigError(
+            f"`out` '{folder}' is being written by another run at this moment; wait for it, or name"
+            " another folder with `--out`."
+        ) from None
     except OSError as e:
-        raise ConfigError(f"`out` '{folder}' cannot be written ({e.strerror or e}); name another folder with `--out`.") from None
+        raise ConfigError(
+            f"`out` '{folder}' cannot be written ({e.strerror or e}); name another folder with"
+            " `--out`."
+        ) from None
     try:
         yield
     finally:
@@ -267,11 +353,15 @@ def _locked(folder: Path):
 
 def _check_same(folder: Path, config: dict, begun: bool):
     "`ConfigError` where an unfinished run has another config."
-    saved = to_dict(from_dict(read_yaml((folder / RUN_CONFIG).read_text(), str(folder / RUN_CONFIG))))
+    path = folder / RUN_CONFIG
+    saved = to_dict(from_dict(read_yaml(path.read_text(), str(path))))
     diff = _differences(_trained_by(saved), _trained_by(config))
     if diff and begun:
-        raise ConfigError(f"`out` '{folder}' holds an unfinished run of another config ({'; '.join(diff[:3])}{' ...' if len(diff) > 3 else ''}); name another "
-                          f"folder with `--out`, or continue that run with `run_im2im --config {folder}`.")
+        shown = "; ".join(diff[:3]) + (" ..." if len(diff) > 3 else "")
+        raise ConfigError(
+            f"`out` '{folder}' holds an unfinished run of another config ({shown}); name another"
+            f" folder with `--out`, or continue that run with `run_im2im --config {folder}`."
+        )
 
 # %% ../nbs/05_trainers.ipynb #2e22914a
 @dataclass
@@ -303,20 +393,25 @@ class Run:
         "Learning curves as a figure."
         return plot_curves(self.metrics)
 
-# %% ../nbs/05_trainers.ipynb #9015b623
+# %% ../nbs/05_trainers.ipynb #8400baea
 def prepare(
-    cfg: Config,
+    cfg: Config,  # What to train on what
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
-    "Check a config, look at the data, build the model; writes nothing. `Im2ImError` where something is not as it must be."
-    if cfg.data.path is None: raise ConfigError("`data.path` is missing: name the folder with your images, `--data.path FOLDER`.")
+    "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
+    if cfg.data.path is None:
+        raise ConfigError(
+            "`data.path` is missing: name the folder with your images, `--data.path FOLDER`."
+        )
     check_targets(cfg, trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
     data.setup()
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "init"))
-        model, spec = cls.from_config(cfg.model, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust)
+        model, spec = cls.from_config(
+            cfg.model, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust
+        )
     cfg = replace(cfg, model=spec)
     model.config = to_dict(cfg)
     return cfg, model, data
@@ -326,29 +421,43 @@ def _arguments(section: Any) -> dict:
     "Fields of a section as arguments."
     return {f.name: getattr(section, f.name) for f in fields(section)}
 
-# %% ../nbs/05_trainers.ipynb #6a7f81d0
+# %% ../nbs/05_trainers.ipynb #e0ecce1e
 _OWN = ("callbacks", "monitor", "pictures", "checkpoint_every_n_steps")
 
 
-def _make_trainer(cfg: Config, folder: Path, callbacks: Sequence[pl.Callback], trust: Sequence[str]) -> Im2ImTrainer:
+def _make_trainer(
+    cfg: Config, folder: Path, callbacks: Sequence[pl.Callback], trust: Sequence[str]
+) -> Im2ImTrainer:
     "The trainer that the config describes."
     t = cfg.trainer
     kwargs = {k: v for k, v in _arguments(t).items() if k not in _OWN and v is not None}
-    if kwargs.get("limit_train_batches", 0) > 1: kwargs["limit_train_batches"] = int(kwargs["limit_train_batches"])
-    named = [build(c, "callback", f"trainer.callbacks[{i}]", trust) for i, c in enumerate(t.callbacks)]
+    if kwargs.get("limit_train_batches", 0) > 1:
+        kwargs["limit_train_batches"] = int(kwargs["limit_train_batches"])
+    named = [
+        build(c, "callback", f"trainer.callbacks[{i}]", trust) for i, c in enumerate(t.callbacks)
+    ]
     try:
-        return Im2ImTrainer(folder, t.monitor, t.pictures, t.checkpoint_every_n_steps, callbacks=[*named, *callbacks], **kwargs)
+        return Im2ImTrainer(
+            folder,
+            t.monitor,
+            t.pictures,
+            t.checkpoint_every_n_steps,
+            callbacks=[*named, *callbacks],
+            **kwargs,
+        )
     except (MisconfigurationException, ValueError) as e:
         if isinstance(e, ConfigError): raise
-        raise ConfigError(f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}") from e
+        raise ConfigError(
+            f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}"
+        ) from e
 
 
 def train(
-    cfg: Config,
+    cfg: Config,  # What to train on what; `preset` and `load_config` make one
     callbacks: Sequence[pl.Callback] = (),  # Further callbacks, for example a live panel
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> Run:
-    "Train what `cfg` describes, or continue its run; `Im2ImError` where something is not as it must be."
+    "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
     cfg, model, data = prepare(cfg, trust)
     with open_run(cfg.out or "runs/im2im", to_dict(cfg)) as (folder, resume):
         cfg = replace(cfg, out=str(folder))
@@ -356,14 +465,15 @@ def train(
         trainer = _make_trainer(cfg, folder, callbacks, trust)
         save_config(cfg, folder / RUN_CONFIG)
         with _logged(folder) as log:
-            log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", __version__, torch.__version__, pl.__version__)
+            versions = (__version__, torch.__version__, pl.__version__)
+            log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
             log.info("%s", data.summary)
-            log.info("continue from %s", resume) if resume else log.info("start in %s", folder)
+            log.info("continue from %s" if resume else "start in %s", resume or folder)
             begun = time.time()
             trainer.fit(model, datamodule=data, ckpt_path=resume)
         return _finish(trainer, folder, time.time() - begun)
 
-
+# %% ../nbs/05_trainers.ipynb #570715c5
 def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float) -> Run:
     "Draw the curves and mark the run as finished."
     run = Run(folder)
@@ -372,12 +482,19 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float) -> Run:
     if run.metrics: save_figure(run.plot(), folder / "curves.png")
     score = None if best.best_model_score is None else float(best.best_model_score)
     if score is None and run.last.is_file(): shutil.copy2(run.last, run.best)
+    result = {
+        "finished": True,
+        "monitor": best.monitor,
+        "best_score": score,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+    }
     with write_atomic(folder / "run.json") as tmp:
-        tmp.write_text(json.dumps({"finished": True, "monitor": best.monitor, "best_score": score, "epochs": trainer.current_epoch,
-                                   "steps": trainer.global_step, "seconds": round(seconds, 1)}, indent=1))
+        tmp.write_text(json.dumps(result, indent=1))
     return run
 
-# %% ../nbs/05_trainers.ipynb #954b2048
+# %% ../nbs/05_trainers.ipynb #d35f774c
 @contextmanager
 def _logged(folder: Path):
     "Write what this library and Lightning say into run.log."
@@ -388,8 +505,14 @@ def _logged(folder: Path):
     log.setLevel(logging.INFO)
     for n in names: logging.getLogger(n).addHandler(handler)
     with warnings.catch_warnings():
-        # patches and whole images are two loaders by design, and a loader without workers is a choice
-        for text in (".*does not have many workers.*", ".*number of training batches.*", ".*isinstance.treespec.*"): warnings.filterwarnings("ignore", text)
+        # patches and whole images are two loaders by design; one without workers is a choice
+        for text in (
+            ".*does not have many workers.*",
+            ".*number of training batches.*",
+            ".*isinstance.treespec.*",
+            ".*exists and is not empty.*",
+        ):
+            warnings.filterwarnings("ignore", text)
         try:
             yield log
         finally:

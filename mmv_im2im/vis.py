@@ -269,7 +269,7 @@ def _curves(rows: Sequence[Mapping], names: Sequence[str]) -> tuple[str, dict[st
         if points: curves[n] = tuple(map(list, zip(*points)))
     return x, curves
 
-# %% ../nbs/03_vis.ipynb #a23265b5
+# %% ../nbs/03_vis.ipynb #085b47d3
 def plot_curves(
     rows: Sequence[Mapping] | str | Path,  # Logged rows, or the path of a metrics.csv
     path: str | Path | None = None,  # Save the picture here, too
@@ -297,6 +297,7 @@ def plot_curves(
         ax = fig.add_subplot(nrows, ncols, i + 1, xlabel=x, title=metric)
         for name in names:
             ax.plot(*curves[name], '.-' if len(curves[name][0]) < 50 else '-', label=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize=8)
         ax.grid(alpha=0.3)
     if path: save_figure(fig, path)

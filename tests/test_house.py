@@ -20,7 +20,7 @@ SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 
-LONGEST = 120  # characters in a line; 100 is what we aim at
+LONGEST = 100  # characters in a line
 
 
 # ---- floors
@@ -194,8 +194,10 @@ def test_every_public_name_is_documented():
 
 def test_lines_and_words():
     for module, text in FILES.items():
+        ours = False  # what stands above the first cell is written by nbdev
         for n, line in enumerate(text.splitlines(), 1):
-            if not line.startswith("# %%") and "__all__" not in line:
+            ours = ours or line.startswith("# %% ../")
+            if ours and not line.startswith("# %%"):
                 assert len(line) <= LONGEST, f"{module}, line {n} has {len(line)} characters"
             assert not re.search(r"\b(TODO|FIXME|XXX)\b|\bNotImplementedError\b", line), f"{module}, line {n}: {line}"
 
@@ -243,5 +245,5 @@ def test_folders_of_the_package_are_packages():
 
 def test_module_index_names_every_module():
     index = importlib.import_module(f"{PACKAGE}._modidx").d
-    assert {m[len(PACKAGE) + 1:] for m in index["syms"]} == set(MODULES)
+    assert {m[len(PACKAGE) + 1:] for m in index["syms"]} - {"all"} == set(MODULES)
     json.dumps(index)

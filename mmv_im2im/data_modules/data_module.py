@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'check_samples', 'PatchDataset', 'ImageDataset', 'EpochBatches', 'Im2ImDataModule']
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #168a2005
+# %% ../../nbs/data_modules/04_data_module.ipynb #83420777
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -20,12 +20,22 @@ from tqdm.auto import tqdm
 
 from ..core import DataError, derive_seed
 from .images import check_finite, image_info, read_image
-from .layouts import describe_samples, find_samples, split_files, split_regions
-from .transforms import (Normalization, PatchTransform, Percentile, as_normalization,
-                                               normalization_spec)
+from mmv_im2im.data_modules.layouts import (
+    describe_samples,
+    find_samples,
+    split_files,
+    split_regions,
+)
+from mmv_im2im.data_modules.transforms import (
+    Normalization,
+    PatchTransform,
+    Percentile,
+    as_normalization,
+    normalization_spec,
+)
 from ..vis import show_batch
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #d6ec5163
+# %% ../../nbs/data_modules/04_data_module.ipynb #8eaaa48f
 class Recipe:
     "How a file becomes a normalised array, at training and at inference alike."
     def __init__(self,
@@ -39,7 +49,8 @@ class Recipe:
         target_axes: Optional[str] = None,  # The same for targets
         scene: int = 0,  # Which image of a file that holds several
         planes: Optional[Sequence[int]] = None,  # Planes in Z; None = all
-        target_stats: Optional[dict] = None,  # Offset and scale that turn a prediction into the target's units
+        # Offset and scale that turn a prediction into the target's units
+        target_stats: Optional[dict] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         self.spatial_dims, self.labels, self.scene = spatial_dims, labels, scene
@@ -51,105 +62,162 @@ class Recipe:
 
     def to_dict(self) -> dict:  # Plain types: a checkpoint loads with `weights_only=True`
         "The arguments that build an equal recipe."
-        plain = lambda x: None if x is None else [int(i) for i in x]
-        return {"spatial_dims": self.spatial_dims, "labels": self.labels, "scene": self.scene, "planes": plain(self.planes),
-                "source_norm": normalization_spec(self.source_norm), "target_norm": normalization_spec(self.target_norm),
-                "source_channels": plain(self.channels["IM"]), "target_channels": plain(self.channels["GT"]),
-                "source_axes": self.axes["IM"], "target_axes": self.axes["GT"], "target_stats": self.target_stats}
+        plain = lambda numbers: None if numbers is None else [int(n) for n in numbers]
+        return {
+            "spatial_dims": self.spatial_dims,
+            "labels": self.labels,
+            "scene": self.scene,
+            "planes": plain(self.planes),
+            "source_norm": normalization_spec(self.source_norm),
+            "target_norm": normalization_spec(self.target_norm),
+            "source_channels": plain(self.channels["IM"]),
+            "target_channels": plain(self.channels["GT"]),
+            "source_axes": self.axes["IM"],
+            "target_axes": self.axes["GT"],
+            "target_stats": self.target_stats,
+        }
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #7523b349
+# %% ../../nbs/data_modules/04_data_module.ipynb #b511de3f
 def _as_spatial(shape: Sequence[int], path: Path, dims: int) -> tuple[int, ...]:
-    "`(C, [Z,] Y, X)` of a file `(T, C, Z, Y, X)`; `DataError` where it does not fit a model of `dims` dimensions."
+    "`(C, [Z,] Y, X)` of a file `(T, C, Z, Y, X)`; `DataError` where it does not fit the model."
     t, c, z, y, x = shape
     if t > 1:
-        raise DataError(f"'{path}' has {t} time points, but training takes images with one; save the time points as files of their own. "
-                        "If the axis is no time, name the file's axes with `data.source_axes` or `data.target_axes`, such as 'CYX'.")
+        raise DataError(
+            f"'{path}' has {t} time points, but training takes images with one; save the time"
+            " points as files of their own. If the axis is no time, name the file's axes with"
+            " `data.source_axes` or `data.target_axes`, such as 'CYX'."
+        )
     if dims == 2 and z > 1:
-        raise DataError(f"'{path}' is a 3D stack of {z} planes, but the model is 2D (`data.patch` has 2 sizes); choose one plane with "
-                        f"`data.planes: [{z // 2}]`, train in 3D with a patch [Z, Y, X], or, if the axis is channels, set its axes to 'CYX'.")
+        raise DataError(
+            f"'{path}' is a 3D stack of {z} planes, but the model is 2D (`data.patch` has 2 sizes);"
+            f" choose one plane with `data.planes: [{z // 2}]`, train in 3D with a patch [Z, Y, X],"
+            " or, if the axis is channels, set its axes to 'CYX'."
+        )
     if dims == 3 and z == 1:
-        raise DataError(f"'{path}' is a single plane, but the model is 3D (`data.patch` has 3 sizes); use a patch [Y, X], or remove the file.")
+        raise DataError(
+            f"'{path}' is a single plane, but the model is 3D (`data.patch` has 3 sizes); use a"
+            " patch [Y, X], or remove the file."
+        )
     return (c, y, x) if dims == 2 else (c, z, y, x)
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #f2668367
+# %% ../../nbs/data_modules/04_data_module.ipynb #0d1b1265
 @patch
-def shape(self: Recipe, key: str, path: Path) -> tuple[int, ...]:
+def shape(self: Recipe,
+    key: str,  # What the file is: 'IM', 'GT' or 'CM'
+    path: Path,  # The file
+) -> tuple[int, ...]:
     "Shape `(C, [Z,] Y, X)` that reading `path` would give; reads the header only."
     t, c, z, y, x = image_info(path, axes=self.axes[key], scene=self.scene).shape
     for what, chosen, n in (("channels", self.channels[key], c), ("planes", self.planes, z)):
         if chosen is not None and max(chosen) >= n:
-            raise DataError(f"'{path}' has {n} {what}, counted from 0, but {what} {list(chosen)} are asked for; "
-                            f"correct `data.{'planes' if what == 'planes' else ('source_' if key == 'IM' else 'target_') + 'channels'}`.")
+            option = {"IM": "source_channels", "GT": "target_channels"}.get(key, "planes")
+            raise DataError(
+                f"'{path}' has {n} {what}, counted from 0, but {what} {list(chosen)} are asked"
+                f" for; correct `data.{option if what == 'channels' else 'planes'}`."
+            )
     c = len(self.channels[key]) if self.channels[key] is not None else c
     z = len(self.planes) if self.planes is not None else z
     return _as_spatial((t, c, z, y, x), path, self.spatial_dims)
 
 
 @patch
-def read(self: Recipe, key: str, path: Path) -> np.ndarray:
-    "Pixels `(C, [Z,] Y, X)` in the file's own dtype; `DataError` where it cannot be read, does not fit or is not finite."
+def read(self: Recipe,
+    key: str,  # What the file is: 'IM', 'GT' or 'CM'
+    path: Path,  # The file
+) -> np.ndarray:  # `(C, [Z,] Y, X)` in the file's own dtype
+    "Pixels of a file; `DataError` where it cannot be read, does not fit or is not finite."
     shape = self.shape(key, path)
-    x = read_image(path, axes=self.axes[key], scene=self.scene, channels=self.channels[key], planes=self.planes)
+    x = read_image(
+        path, axes=self.axes[key], scene=self.scene, channels=self.channels[key], planes=self.planes
+    )
     check_finite(x, path)
     return x.reshape(shape)
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #6069e642
+# %% ../../nbs/data_modules/04_data_module.ipynb #42994f40
 @patch
-def load(self: Recipe, sample: dict) -> dict:
+def load(self: Recipe,
+    sample: dict,  # Paths `IM`, `GT`, `CM`, and perhaps a `region`: (start, stop) for each axis
+) -> dict:
     "Read and normalise a sample: tensors `IM`, `GT`, `CM` and the `name` of the source file."
     out = {"name": Path(sample["IM"]).name}
     for key in ("IM", "GT", "CM"):
         if key not in sample: continue
         x = self.read(key, sample[key])
-        if key == "GT" and self.labels: x = _as_labels(x, sample[key])
-        else:
-            norm = {"IM": self.source_norm, "GT": self.target_norm}.get(key)
-            x = norm(x) if norm else x.astype(np.float32)
-        if key == "CM" and x.min() < 0: raise DataError(f"'{sample[key]}': a cost map holds weights of at least 0; got {x.min():g}.")
-        out[key] = torch.from_numpy(np.ascontiguousarray(x))
-    region = sample.get("region")
-    return out if region is None else {k: v[(..., *[slice(a, b) for a, b in region])].contiguous() if k != "name" else v for k, v in out.items()}
+        x = torch.from_numpy(np.ascontiguousarray(self._prepare(key, x, sample[key])))
+        if sample.get("region"):
+            x = x[(..., *[slice(a, b) for a, b in sample["region"]])].contiguous()
+        out[key] = x
+    return out
+
+
+@patch
+def _prepare(self: Recipe, key: str, x: np.ndarray, path: Path) -> np.ndarray:
+    "Pixels as a model takes them: normalised images, whole-numbered labels, weights of at least 0."
+    if key == "GT" and self.labels: return _as_labels(x, path)
+    if key == "CM" and x.min() < 0:
+        raise DataError(
+            f"'{path}' is a cost map and must hold weights of at least 0, but has {x.min():g};"
+            " write 0 for pixels to be ignored."
+        )
+    norm = {"IM": self.source_norm, "GT": self.target_norm}.get(key)
+    return norm(x) if norm else x.astype(np.float32)
 
 
 def _as_labels(x: np.ndarray, path: Path) -> np.ndarray:
     "Labels as int64; `DataError` unless every pixel is a whole number of at least 0."
-    if x.dtype.kind == "f" and not (x == np.round(x)).all():
-        raise DataError(f"'{path}' should hold labels, whole numbers, but has values such as {x[x != np.round(x)].flat[0]:g}; "
-                        "if it is an intensity image, set `data.target_kind: image`.")
-    if x.min() < 0: raise DataError(f"'{path}' should hold labels of at least 0, but has {x.min()}; renumber them.")
+    broken = x[x != np.round(x)] if x.dtype.kind == "f" else x[:0]
+    if broken.size:
+        raise DataError(
+            f"'{path}' should hold labels, whole numbers, but has values such as"
+            f" {broken.flat[0]:g}; if it is an intensity image, set `data.target_kind: image`."
+        )
+    if x.min() < 0:
+        raise DataError(
+            f"'{path}' should hold labels of at least 0, but has {x.min()}; renumber them."
+        )
     return x.astype(np.int64)
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #04fcd7bb
+# %% ../../nbs/data_modules/04_data_module.ipynb #04342a44
 def check_samples(
     samples: Sequence[dict],  # Dicts of paths
-    recipe: Recipe,
+    recipe: Recipe,  # How they are read
     progress: bool = True,  # Show a bar where there are many
 ) -> list[dict]:  # For each sample, the shape of each key, `(C, [Z,] Y, X)`
     "Read every header; `DataError` where a file cannot be read or the sizes do not agree."
     shapes = []
-    for s in tqdm(samples, desc="checking images", unit="image", disable=not progress or len(samples) < 200):
+    for s in tqdm(
+        samples, desc="checking images", unit="image", disable=not progress or len(samples) < 200
+    ):
         shape = {k: recipe.shape(k, s[k]) for k in ("IM", "GT", "CM") if k in s}
         for k, name in (("GT", "target"), ("CM", "cost map")):
             if k in shape and shape[k][1:] != shape["IM"][1:]:
-                raise DataError(f"{name} '{s[k]}' is {_size(shape[k])} but its source '{s['IM']}' is {_size(shape['IM'])}; "
-                                "both must show the same field at the same size.")
+                raise DataError(
+                    f"{name} '{s[k]}' is {_size(shape[k])} but its source '{s['IM']}' is"
+                    f" {_size(shape['IM'])}; both must show the same field at the same size."
+                )
         if shape.get("CM", (1,))[0] not in (1, shape.get("GT", (1,))[0]):
-            raise DataError(f"cost map '{s['CM']}' has {shape['CM'][0]} channels; it needs 1, or as many as its target.")
+            raise DataError(
+                f"cost map '{s['CM']}' has {shape['CM'][0]} channels; it needs 1, or as many as its"
+                " target."
+            )
         shapes.append(shape)
     for k, name in (("IM", "source"), ("GT", "target")):
         first = next((i for i, sh in enumerate(shapes) if k in sh), None)
         for s, sh in zip(samples, shapes):
             if k in sh and sh[k][0] != shapes[first][k][0]:
-                raise DataError(f"{name} '{s[k]}' has {sh[k][0]} channels but '{samples[first][k]}' has {shapes[first][k][0]}; "
-                                f"all must have the same. Choose channels with `data.{name}_channels`, or remove the file.")
+                raise DataError(
+                    f"{name} '{s[k]}' has {sh[k][0]} channels but '{samples[first][k]}' has"
+                    f" {shapes[first][k][0]}; all must have the same. Choose channels with"
+                    f" `data.{name}_channels`, or remove the file."
+                )
     return shapes
 
 
 def _size(shape: Sequence[int]) -> str: return " x ".join(map(str, shape[1:])) + " pixels"
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #f94c6fdf
+# %% ../../nbs/data_modules/04_data_module.ipynb #7182f869
 class _Memory:
-    "Samples by number, the least recently used dropped when `gb` is full; a copy sent to a worker starts empty."
+    "Samples held in `gb` gigabytes, the least recently used dropped; a worker's copy starts empty."
     def __init__(self, load: Callable[[dict], dict], gb: float):
         self.load, self.room, self.held = load, gb * 1e9, OrderedDict()
 
@@ -165,12 +233,17 @@ class _Memory:
         return sample
 
     def __getstate__(self):
-        return {"load": self.load, "room": self.room + sum(map(_nbytes, self.held.values())), "held": OrderedDict()}
+        return {
+            "load": self.load,
+            "room": self.room + sum(map(_nbytes, self.held.values())),
+            "held": OrderedDict(),
+        }
 
 
-def _nbytes(sample: dict) -> int: return sum(v.nbytes for v in sample.values() if isinstance(v, torch.Tensor))
+def _nbytes(sample: dict) -> int:
+    return sum(v.nbytes for v in sample.values() if isinstance(v, torch.Tensor))
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #dc3d456b
+# %% ../../nbs/data_modules/04_data_module.ipynb #5b024b9c
 class PatchDataset(Dataset):
     "Random patches of images; item `(epoch, i)` is the same in every process."
     def __init__(self,
@@ -178,48 +251,71 @@ class PatchDataset(Dataset):
         load: Callable[[dict], dict],  # Reads a sample
         transform: PatchTransform,  # Cuts and augments
         per_image: int = 1,  # Patches of each image per epoch
-        seed: int = 0,
+        seed: int = 0,  # Governs crops and augmentation
     ):
-        self.items, self.load, self.transform, self.per_image, self.seed = list(items), load, transform, per_image, seed
+        self.items, self.load, self.transform, self.per_image, self.seed = (
+            list(items),
+            load,
+            transform,
+            per_image,
+            seed,
+        )
 
     def __len__(self): return len(self.items) * self.per_image
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, i = key if isinstance(key, tuple) else (0, key)
-        return self.transform(self.load(self.items[i // self.per_image]), derive_seed(self.seed, "patch", epoch, i))
+        return self.transform(
+            self.load(self.items[i // self.per_image]), derive_seed(self.seed, "patch", epoch, i)
+        )
 
 
 class ImageDataset(Dataset):
     "Whole images, or the regions that validation uses."
-    def __init__(self, items: Sequence[dict], load: Callable[[dict], dict]):
+    def __init__(self,
+        items: Sequence[dict],  # Samples, each perhaps with a `region`
+        load: Callable[[dict], dict],  # Reads a sample
+    ):
         self.items, self.load = list(items), load
 
     def __len__(self): return len(self.items)
 
     def __getitem__(self, i: int) -> dict: return self.load(self.items[i])
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #9cdd27e4
+# %% ../../nbs/data_modules/04_data_module.ipynb #15d020c2
 class EpochBatches(Sampler):
     "Batches of `(epoch, index)` keys; the order depends on seed and epoch alone."
     def __init__(self,
         n: int,  # Number of items
         batch_size: int,  # Items per batch and process
-        seed: int = 0,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),  # Gives (epoch, batches already used)
+        seed: int = 0,  # Governs the order
+        # Gives (epoch, batches already used)
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         rank: int = 0,  # Number of this process
         world: int = 1,  # Number of processes
     ):
-        self.n, self.batch_size, self.seed, self.position, self.rank, self.world = n, batch_size, seed, position, rank, world
+        self.n, self.batch_size, self.seed, self.position, self.rank, self.world = (
+            n,
+            batch_size,
+            seed,
+            position,
+            rank,
+            world,
+        )
 
     def __len__(self): return math.ceil(math.ceil(self.n / self.world) / self.batch_size)
 
     def order(self,
-        epoch: int,
+        epoch: int,  # Number of the epoch, from 0
     ) -> np.ndarray:  # Indices of this process
-        "This process's share; shares are equal in length, the first indices serve twice where they must."
+        "This process's share; all are of equal length, the first indices serve twice if they must."
         order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.n)
         short = -self.n % self.world
-        return np.concatenate([order, np.resize(order, short)])[self.rank::self.world] if short else order[self.rank::self.world]
+        return (
+            np.concatenate([order, np.resize(order, short)])[self.rank :: self.world]
+            if short
+            else order[self.rank :: self.world]
+        )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, used = self.position()
@@ -227,7 +323,7 @@ class EpochBatches(Sampler):
         for b in range(used, len(self)):
             yield [(epoch, int(i)) for i in order[b * self.batch_size:(b + 1) * self.batch_size]]
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #546248a8
+# %% ../../nbs/data_modules/04_data_module.ipynb #6a6dada3
 class Im2ImDataModule(pl.LightningDataModule):
     "Batches of patches for training and whole images for validation, from a folder."
     def __init__(self,
@@ -248,7 +344,8 @@ class Im2ImDataModule(pl.LightningDataModule):
         split: str = "auto",  # 'files', 'regions' or 'auto' (files where there are at least 5)
         val_fraction: float = 0.2,  # Part held back for validation
         gap: int = 16,  # Pixels between the training and the validation region
-        patches_per_image: Optional[int] = None,  # Per epoch; None = as many as cover an image, and at least 16 batches in all
+        # Per epoch; None = as many as cover an image, and at least 16 batches in all
+        patches_per_image: Optional[int] = None,
         num_workers: int = 0,  # Loading processes beside the training
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
@@ -260,39 +357,61 @@ class Im2ImDataModule(pl.LightningDataModule):
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         super().__init__()
-        self.path, self.patch, self.batch_size, self.layout = Path(path), tuple(patch), batch_size, layout
+        self.path, self.layout = Path(path), layout
+        self.patch, self.batch_size = tuple(patch), batch_size
         self.names = {"source": source, "target": target, "costmap": costmap}
         self.split, self.val_fraction, self.gap, self.seed = split, val_fraction, gap, seed
         self.patches_per_image, self.num_workers = patches_per_image, num_workers
         self.val_pixels, self.val_patches = val_pixels, val_patches
         labels = target_kind == "label"
-        self.recipe = Recipe(len(self.patch), labels, source_norm, target_norm, source_channels, target_channels,
-                             source_axes, target_axes, scene, planes, trust=trust)
+        self.recipe = Recipe(
+            len(self.patch), labels, source_norm, target_norm, source_channels, target_channels,
+            source_axes, target_axes, scene, planes, trust=trust,
+        )
         self.transform = PatchTransform(self.patch, augment, labels, trust)
         self.plain_patch = PatchTransform(self.patch, (), labels)
         self.memory = _Memory(self.recipe.load, cache_gb)
         self.in_channels: Optional[int] = None
         self.out_channels: Optional[int] = None
 
-    def state_dict(self) -> dict:
-        "What inference needs; Lightning puts it into every checkpoint."
-        return {"recipe": self.recipe.to_dict(), "patch": list(self.patch), "in_channels": self.in_channels, "out_channels": self.out_channels}
-
-    def load_state_dict(self, state: dict):
-        "Nothing to restore: every order and crop derives from seed and epoch."
-
-# %% ../../nbs/data_modules/04_data_module.ipynb #a6e72ffd
+# %% ../../nbs/data_modules/04_data_module.ipynb #d5284d36
 @patch
-def setup(self: Im2ImDataModule, stage: Optional[str] = None):
+def state_dict(self: Im2ImDataModule) -> dict:
+    "What inference needs; Lightning puts it into every checkpoint."
+    return {
+        "recipe": self.recipe.to_dict(),
+        "patch": list(self.patch),
+        "in_channels": self.in_channels,
+        "out_channels": self.out_channels,
+    }
+
+
+@patch
+def load_state_dict(self: Im2ImDataModule,
+    state: dict,  # From `state_dict`
+):
+    "Nothing to restore: every order and crop derives from seed and epoch."
+
+# %% ../../nbs/data_modules/04_data_module.ipynb #001814c1
+@patch
+def setup(self: Im2ImDataModule,
+    stage: Optional[str] = None,  # Of Lightning's signature; every stage is set up alike
+):
+    "Find, check and split the samples; `DataError` where something is not as it must be."
     if self.in_channels is not None: return
     self.samples = find_samples(self.path, self.layout, **self.names)
     shapes = check_samples(self.samples, self.recipe)
     self.train_items, self.val_items, how = _split(self, shapes)
     pixels = [math.prod(_region_shape(i, shapes)) for i in self.train_items]
     cover = round(float(np.median(pixels)) / math.prod(self.patch))
-    self.per_image = self.patches_per_image or max(1, cover, math.ceil(16 * self.batch_size / len(self.train_items)))
+    self.per_image = self.patches_per_image or max(
+        1, cover, math.ceil(16 * self.batch_size / len(self.train_items))
+    )
     self.val_items = _limit_pixels(self.val_items, shapes, self.val_pixels)
-    self.summary = f"{describe_samples(self.samples)}; {how}; {len(self.train_items) * self.per_image} patches {list(self.patch)} per epoch"
+    self.summary = (
+        f"{describe_samples(self.samples)}; {how}; {len(self.train_items) * self.per_image} patches"
+        f" {list(self.patch)} per epoch"
+    )
     _read_ahead(self, shapes)
     self.in_channels, self.out_channels = shapes[0]["IM"][0], shapes[0]["GT"][0]
 
@@ -304,14 +423,18 @@ def _split(self: Im2ImDataModule, shapes: list[dict]) -> tuple[list[dict], list[
     items = [dict(s, index=i) for i, s in enumerate(self.samples)]
     if by == "files":
         train, val = split_files(n, self.val_fraction, self.seed)
-        return [items[i] for i in train], [items[i] for i in val], f"{len(val)} of them for validation"
+        how = f"{len(val)} of them for validation"
+        return [items[i] for i in train], [items[i] for i in val], how
     train, val = [], []
-    for i, s in enumerate(items):
-        a, b = split_regions(shapes[i]["IM"][1:], self.val_fraction, derive_seed(self.seed, "region", i), self.gap)
-        train.append(s | {"region": a}); val.append(s | {"region": b})
-    return train, val, f"a region of {self.val_fraction:.0%} of each for validation, {self.gap} pixels apart"
+    for i, item in enumerate(items):
+        seed = derive_seed(self.seed, "region", i)
+        a, b = split_regions(shapes[i]["IM"][1:], self.val_fraction, seed, self.gap)
+        train.append(item | {"region": a})
+        val.append(item | {"region": b})
+    how = f"a region of {self.val_fraction:.0%} of each for validation, {self.gap} pixels apart"
+    return train, val, how
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #4de8b9b3
+# %% ../../nbs/data_modules/04_data_module.ipynb #a4afcaa4
 def _region_shape(item: dict, shapes: list[dict]) -> tuple[int, ...]:
     "Spatial size of an item."
     full = shapes[item["index"]]["IM"][1:]
@@ -319,7 +442,7 @@ def _region_shape(item: dict, shapes: list[dict]) -> tuple[int, ...]:
 
 
 def _limit_pixels(items: list[dict], shapes: list[dict], budget: int) -> list[dict]:
-    "Whole items while the budget lasts; the first that is too large is cut to its middle, so that there is always one."
+    "Whole items while the budget lasts; the first, if too large, is cut to its middle."
     out = []
     for item in items:
         size = _region_shape(item, shapes)
@@ -337,21 +460,34 @@ def _middle(region: Sequence[tuple[int, int]], budget: int) -> tuple[tuple[int, 
     size = [b - a for a, b in region]
     share = math.sqrt(budget / math.prod(size))
     keep = [*size[:-2], *[max(1, int(n * share)) for n in size[-2:]]]
-    return tuple((a + (n - k) // 2, a + (n - k) // 2 + k) for (a, _), n, k in zip(region, size, keep))
+    return tuple(
+        (a + (n - k) // 2, a + (n - k) // 2 + k) for (a, _), n, k in zip(region, size, keep)
+    )
+
+
+def _bytes_in_memory(item: dict, shapes: list[dict], labels: bool) -> int:
+    "Bytes that an item will take once decoded: 4 a value, 8 where it is a label."
+    pixels = math.prod(_region_shape(item, shapes))
+    channels = {key: shape[0] for key, shape in shapes[item["index"]].items()}
+    return sum(pixels * n * (8 if key == "GT" and labels else 4) for key, n in channels.items())
 
 
 def _read_ahead(self: Im2ImDataModule, shapes: list[dict]):
     "Read what fits in memory, and measure the typical intensities of targets for the way back."
     items = self.train_items + self.val_items
-    need = sum(math.prod(_region_shape(i, shapes)) * sum(8 if k == "GT" and self.recipe.labels else 4 for k in shapes[i["index"]] for _ in range(shapes[i["index"]][k][0]))
-               for i in items)
-    if need <= self.memory.room:
-        for i in tqdm(items, desc="reading images", unit="image", disable=len(items) < 50): self.memory(i)
+    if sum(_bytes_in_memory(i, shapes, self.recipe.labels) for i in items) <= self.memory.room:
+        for i in tqdm(items, desc="reading images", unit="image", disable=len(items) < 50):
+            self.memory(i)
     if self.recipe.target_norm and not self.recipe.labels:
-        some = [self.recipe.target_norm.stats(self.recipe.read("GT", i["GT"])) for i in self.train_items[:20]]
-        self.recipe.target_stats = {k: np.mean([s[k] for s in some], axis=0).tolist() for k in ("offset", "scale")}
+        some = [
+            self.recipe.target_norm.stats(self.recipe.read("GT", i["GT"]))
+            for i in self.train_items[:20]
+        ]
+        self.recipe.target_stats = {
+            k: np.mean([s[k] for s in some], axis=0).tolist() for k in ("offset", "scale")
+        }
 
-# %% ../../nbs/data_modules/04_data_module.ipynb #fdc105c5
+# %% ../../nbs/data_modules/04_data_module.ipynb #b59c3753
 @patch
 def _position(self: Im2ImDataModule) -> tuple[int, int]:
     "The epoch that Lightning is in, and how many of its batches were used before."
@@ -365,31 +501,45 @@ def _position(self: Im2ImDataModule) -> tuple[int, int]:
 
 @patch
 def train_dataloader(self: Im2ImDataModule) -> DataLoader:
+    "Batches of random patches, in an order that goes on where the trainer stands."
     self.setup()
     data = PatchDataset(self.train_items, self.memory, self.transform, self.per_image, self.seed)
     rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
     batches = EpochBatches(len(data), self.batch_size, self.seed, self._position, rank, world)
-    return _Resumable(data, batch_sampler=batches, num_workers=self.num_workers, persistent_workers=self.num_workers > 0,
-                      pin_memory=torch.cuda.is_available())
+    return _Resumable(
+        data,
+        batch_sampler=batches,
+        num_workers=self.num_workers,
+        persistent_workers=self.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 @patch
 def val_dataloader(self: Im2ImDataModule) -> DataLoader:
+    "Whole images one by one, or batches of fixed patches."
     self.setup()
     if self.val_patches:
-        data = PatchDataset(self.val_items, self.memory, self.plain_patch, self.per_image, self.seed)
+        data = PatchDataset(
+            self.val_items, self.memory, self.plain_patch, self.per_image, self.seed
+        )
         return DataLoader(data, batch_size=self.batch_size)
     return DataLoader(ImageDataset(self.val_items, self.memory), batch_size=1)
 
 
 class _Resumable(DataLoader):
-    "A loader whose state is derived, not stored; says to Lightning that it can resume within an epoch."
-    def state_dict(self) -> dict: return {}
+    "A loader that Lightning may resume within an epoch: its state is derived, not stored."
+    def state_dict(self) -> dict:
+        "Nothing to keep."
+        return {}
 
-    def load_state_dict(self, state: dict): "Nothing to restore: the order asks the trainer for its position."
+    def load_state_dict(self, state: dict):
+        "Nothing to restore: the order asks the trainer for its position."
 
 
 @patch
-def show_batch(self: Im2ImDataModule, n: int = 4):
+def show_batch(self: Im2ImDataModule,
+    n: int = 4,  # Images at most
+):
     "Draw a training batch: one row for each of source, target and cost map."
     return show_batch(next(iter(self.train_dataloader())), n)

@@ -6,7 +6,7 @@
 __all__ = ['Normalization', 'Percentile', 'Standard', 'Centre', 'as_normalization', 'normalization_spec', 'as_transform',
            'PatchTransform']
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #11e0cb68
+# %% ../../nbs/data_modules/03_transforms.ipynb #83d13ddd
 import inspect
 from typing import Any, Optional, Sequence
 
@@ -16,9 +16,9 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, MapTransform, RandSpatialCropd, SpatialPadd
 from monai.utils import convert_to_tensor
 
-from ..core import ConfigError, DataError, build, find_class
+from ..core import ConfigError, build, find_class
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #6e6b9405
+# %% ../../nbs/data_modules/03_transforms.ipynb #34fa20e7
 class Normalization:
     "Base: `(x - offset) / scale` for each channel, with statistics of the image itself."
 
@@ -26,14 +26,20 @@ class Normalization:
         x: np.ndarray,  # One channel, `([Z,] Y, X)`
     ) -> tuple[float, float]:  # Offset and scale
         "Offset and scale of one channel; every normalisation says this in its own way."
-        raise TypeError(f"{type(self).__name__} must define `measure`, which gives offset and scale of one channel")
+        raise TypeError(
+            f"{type(self).__name__} must define `measure`, which gives offset and scale of one"
+            " channel"
+        )
 
     def stats(self,
         x: np.ndarray,  # Image `(C, [Z,] Y, X)`, any dtype
     ) -> dict[str, list[float]]:  # `offset` and `scale`, one number a channel
         "Statistics of an image; a constant channel has scale 1, so that it becomes 0."
         pairs = [self.measure(c) for c in x]
-        return {"offset": [float(o) for o, _ in pairs], "scale": [float(s) if s > 0 else 1.0 for _, s in pairs]}
+        return {
+            "offset": [float(o) for o, _ in pairs],
+            "scale": [float(s) if s > 0 else 1.0 for _, s in pairs],
+        }
 
     def __call__(self,
         x: np.ndarray,  # Image `(C, [Z,] Y, X)`
@@ -54,9 +60,12 @@ class Normalization:
 
 def _columns(stats: dict, ndim: int) -> tuple[np.ndarray, np.ndarray]:
     "Offset and scale, shaped to broadcast over `(C, ...)`."
-    return tuple(np.asarray(stats[k], dtype=np.float64).reshape(-1, *[1] * (ndim - 1)) for k in ("offset", "scale"))
+    return tuple(
+        np.asarray(stats[k], dtype=np.float64).reshape(-1, *[1] * (ndim - 1))
+        for k in ("offset", "scale")
+    )
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #b89f559f
+# %% ../../nbs/data_modules/03_transforms.ipynb #50df9c07
 class Percentile(Normalization):
     "Percentile `low` becomes 0, percentile `high` becomes 1; nothing is clipped."
     def __init__(self,
@@ -64,7 +73,9 @@ class Percentile(Normalization):
         high: float = 99.8,  # In percent, above `low`
     ):
         if not 0 <= low < high <= 100:
-            raise ConfigError(f"Percentile needs 0 <= low < high <= 100, in percent; got low={low}, high={high}.")
+            raise ConfigError(
+                f"Percentile needs 0 <= low < high <= 100, in percent; got low={low}, high={high}."
+            )
         self.low, self.high = low, high
 
     def measure(self, x):
@@ -82,7 +93,10 @@ class Centre(Normalization):
     def __init__(self,
         part: float = 0.5,  # Part of the planes that counts as middle, above 0 up to 1
     ):
-        if not 0 < part <= 1: raise ConfigError(f"Centre needs 0 < part <= 1, the part of the planes to measure in; got {part}.")
+        if not 0 < part <= 1:
+            raise ConfigError(
+                f"Centre needs 0 < part <= 1, the part of the planes to measure in; got {part}."
+            )
         self.part = part
 
     def measure(self, x):
@@ -92,7 +106,7 @@ class Centre(Normalization):
             x = x[start:start + n]
         return x.mean(dtype=np.float64), x.std(dtype=np.float64)
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #65a5f349
+# %% ../../nbs/data_modules/03_transforms.ipynb #7578f34f
 def as_normalization(
     norm: Normalization | dict | None,  # An object, `{_target_: Percentile, ...}`, or None
     key: str = "normalization",  # The key in the config, for the error's text
@@ -103,15 +117,18 @@ def as_normalization(
 
 
 def normalization_spec(
-    norm: Optional[Normalization],  # An object whose arguments are kept as attributes of the same name
+    # An object whose arguments are kept as attributes of the same name
+    norm: Optional[Normalization],
 ) -> Optional[dict]:  # `{_target_: ..., argument: value}` in plain types
     "The description that builds an equal object again."
     if norm is None: return None
     cls = type(norm)
     name = cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
-    return {"_target_": name} | {k: v for k, v in vars(norm).items() if k in inspect.signature(cls).parameters}
+    return {"_target_": name} | {
+        k: v for k, v in vars(norm).items() if k in inspect.signature(cls).parameters
+    }
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #4ad901bb
+# %% ../../nbs/data_modules/03_transforms.ipynb #3eb23cdf
 def as_transform(
     spec: dict,  # `{_target_: RandFlipd, prob: 0.5}`
     labels: bool,  # Whether the target holds labels
@@ -122,28 +139,41 @@ def as_transform(
     cls = find_class(spec["_target_"], "transform", f"{key}._target_", trust)
     params = inspect.signature(cls).parameters
     if "keys" not in params:
-        raise ConfigError(f"`{key}._target_`: {spec['_target_']} works on an array; name its dictionary version, '{spec['_target_']}d'.")
+        raise ConfigError(
+            f"`{key}._target_`: {spec['_target_']} works on an array; name its dictionary version,"
+            f" '{spec['_target_']}d'."
+        )
     moves = cls.__module__.startswith(("monai.transforms.spatial", "monai.transforms.croppad"))
     keys = list(spec.get("keys") or (("IM", "GT", "CM") if moves else ("IM",)))
     given = {"keys": keys}
     if "allow_missing_keys" in params: given["allow_missing_keys"] = True
     if moves and "mode" in params and "mode" not in spec:
-        given["mode"] = ["nearest" if k == "CM" or (k == "GT" and labels) else "bilinear" for k in keys]
+        given["mode"] = [
+            "nearest" if k == "CM" or (k == "GT" and labels) else "bilinear" for k in keys
+        ]
     return build({k: v for k, v in spec.items() if k != "keys"}, "transform", key, trust, **given)
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #08768a83
+# %% ../../nbs/data_modules/03_transforms.ipynb #dfda97b1
 class PatchTransform:
-    "Cut a random patch out of an image and change it at random; the same seed gives the same patch."
+    "Cut a random patch out of an image and change it at random, by a seed."
     def __init__(self,
         patch: Sequence[int],  # Size in pixels, `(Y, X)` or `(Z, Y, X)`
-        augment: Sequence[MapTransform | dict] = (),  # MONAI dictionary transforms, or their descriptions
+        # MONAI dictionary transforms, or their descriptions
+        augment: Sequence[MapTransform | dict] = (),
         labels: bool = False,  # Whether the target holds labels
         trust: Sequence[str] = (),  # Packages whose other callables may be used, too
     ):
         self.patch = tuple(patch)
-        self.pad = SpatialPadd(("IM", "GT", "CM"), self.patch, mode="symmetric", allow_missing_keys=True)
-        steps = [as_transform(t, labels, f"data.augment[{i}]", trust) if isinstance(t, dict) else t for i, t in enumerate(augment)]
-        crop = RandSpatialCropd(("IM", "GT", "CM"), self.patch, random_size=False, allow_missing_keys=True)
+        self.pad = SpatialPadd(
+            ("IM", "GT", "CM"), self.patch, mode="symmetric", allow_missing_keys=True
+        )
+        steps = [
+            as_transform(t, labels, f"data.augment[{i}]", trust) if isinstance(t, dict) else t
+            for i, t in enumerate(augment)
+        ]
+        crop = RandSpatialCropd(
+            ("IM", "GT", "CM"), self.patch, random_size=False, allow_missing_keys=True
+        )
         self.random = Compose([crop, *steps])
 
     def __call__(self,
@@ -154,11 +184,18 @@ class PatchTransform:
         images = {k: v for k, v in sample.items() if isinstance(v, torch.Tensor)}
         if any(n < p for n, p in zip(sample["IM"].shape[1:], self.patch)): images = self.pad(images)
         self.random.set_random_state(seed=seed)
-        out = {k: _plain_tensor(v, sample[k].dtype) for k, v in self.random(images).items() if k in images}
+        out = {
+            k: _plain_tensor(v, sample[k].dtype)
+            for k, v in self.random(images).items()
+            if k in images
+        }
         for k, v in out.items():
             if tuple(v.shape[1:]) != self.patch:
-                raise ConfigError(f"`data.augment` turned a patch {list(self.patch)} into {list(v.shape[1:])}; use a square patch, "
-                                  "or leave out the transform that exchanges axes (such as RandRotate90d).")
+                raise ConfigError(
+                    f"`data.augment` turned a patch {list(self.patch)} into {list(v.shape[1:])};"
+                    " use a square patch, or leave out the transform that exchanges axes (such as"
+                    " RandRotate90d)."
+                )
         return {k: out.get(k, v) for k, v in sample.items()}
 
 

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['find_checkpoint', 'guess_axes', 'Predictor', 'Outcome', 'mean_row']
 
-# %% ../../nbs/inference/00_predictor.ipynb #6ad91ca9
+# %% ../../nbs/inference/00_predictor.ipynb #0208aadd
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
+import dask
+import dask.array as da
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -18,42 +20,69 @@ from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, Im2ImError, find_class
 from ..data_modules.data_module import Recipe, check_samples
-from ..data_modules.images import check_finite, image_info, image_stem, list_images, read_image, write_image
+from mmv_im2im.data_modules.images import (
+    check_finite,
+    image_info,
+    image_stem,
+    list_images,
+    read_image,
+    write_image,
+)
 from ..data_modules.layouts import find_samples
 from ..trainers import load_checkpoint
 
-# %% ../../nbs/inference/00_predictor.ipynb #c07f0021
+# %% ../../nbs/inference/00_predictor.ipynb #bcc32687
 def find_checkpoint(
     path: str | Path,  # A .ckpt file, or a run folder
 ) -> Path:  # The file; of a run, its best checkpoint
     "The checkpoint that `path` means; `ConfigError` where there is none."
     path = Path(path)
     if not path.is_dir(): return path
-    for name in ("best", "last"):
-        if (path / "checkpoints" / f"{name}.ckpt").is_file(): return path / "checkpoints" / f"{name}.ckpt"
-    raise ConfigError(f"the folder '{path}' has no checkpoints/best.ckpt; give the folder of a run that has trained, or a .ckpt file.")
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = path / "checkpoints" / name
+        if checkpoint.is_file(): return checkpoint
+    raise ConfigError(
+        f"the folder '{path}' has no checkpoints/best.ckpt; give the folder of a run that has"
+        " trained, or a .ckpt file."
+    )
 
 
 def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequence[str]):
     "Module, recipe and patch out of a checkpoint."
     kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
-    if kept is None: raise ConfigError(f"'{path}' is a checkpoint of something else: it was not written by a model of this library.")
+    if kept is None:
+        raise ConfigError(
+            f"'{path}' is a checkpoint of something else: it was not written by a model of this"
+            " library. Name a checkpoint of a run."
+        )
     recipe = Recipe(**data["recipe"], trust=trust) if data else None
     if kept["config"]:
         config = kept["config"]
         cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
-        module, _ = cls.from_config(config["model"], data["in_channels"], data["out_channels"], recipe.spatial_dims, config["seed"], trust)
+        channels = data["in_channels"], data["out_channels"]
+        module, _ = cls.from_config(
+            config["model"], *channels, recipe.spatial_dims, config["seed"], trust
+        )
     elif net is None:
-        raise ConfigError(f"'{path}' was trained from a network made by hand, so it holds weights only; give the network: Predictor(checkpoint, net=net).")
-    else: module = find_class(kept["framework"], "framework", "framework", trust)(net, **kept["settings"])
+        raise ConfigError(
+            f"'{path}' was trained from a network made by hand, so it holds weights only; give the"
+            " network: Predictor(checkpoint, net=net)."
+        )
+    else:
+        cls = find_class(kept["framework"], "framework", "framework", trust)
+        module = cls(net, **kept["settings"])
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as e:
-        raise ConfigError(f"the weights in '{path}' do not fit the network: {str(e).splitlines()[1].strip() if len(str(e).splitlines()) > 1 else e}") from None
+        said = str(e).splitlines()  # a headline, then one line for each weight
+        raise ConfigError(
+            f"the weights in '{path}' do not fit the network: {said[:2][-1].strip().rstrip('.')}."
+            " Give the network that was trained."
+        ) from None
     module.patch = kept["patch"] or data.get("patch")
     return module.eval(), recipe
 
-# %% ../../nbs/inference/00_predictor.ipynb #cdda1d90
+# %% ../../nbs/inference/00_predictor.ipynb #3fc72ea5
 def guess_axes(
     shape: Sequence[int],  # Shape of an array
     dims: int,  # Spatial dimensions of the model, 2 or 3
@@ -68,35 +97,45 @@ def guess_axes(
         if channels == 1: return "T" + spatial
     if n == dims + 2 and shape[1] == channels: return "TC" + spatial
     if n == 5: return "TCZYX"
-    raise DataError(f"an array of shape {tuple(shape)} does not fit a {dims}D model of {channels} channel(s); name its axes, for example `axes='{'C' if channels > 1 else ''}{spatial}'`.")
+    example = "C" * (channels > 1) + spatial
+    raise DataError(
+        f"an array of shape {tuple(shape)} does not fit a {dims}D model of {channels} channel(s);"
+        f" name its axes, for example `axes='{example}'`."
+    )
 
-# %% ../../nbs/inference/00_predictor.ipynb #47fcb398
+# %% ../../nbs/inference/00_predictor.ipynb #aa91c713
 def _to_tczyx(x: Any, axes: str) -> Any:
     "Reorder and extend an array, lazy or not, to T, C, Z, Y, X."
     if len(axes) != x.ndim or len(set(axes)) != len(axes) or set(axes) - set("TCZYX"):
-        raise DataError(f"`axes` must name each of the {x.ndim} axes once, out of T, C, Z, Y, X; got '{axes}'.")
+        raise DataError(
+            f"`axes` must name each of the {x.ndim} axes once, out of T, C, Z, Y, X; got '{axes}'."
+        )
     order = [axes.index(a) for a in "TCZYX" if a in axes]
     x = x.transpose(order)
     return x[tuple(slice(None) if a in axes else None for a in "TCZYX")]
 
-# %% ../../nbs/inference/00_predictor.ipynb #ff40db16
+# %% ../../nbs/inference/00_predictor.ipynb #7a5358e5
 class Predictor:
     "A trained model, ready for images: `Predictor(checkpoint)(image)`."
     def __init__(self,
         checkpoint: str | Path,  # A .ckpt file, or a run folder, whose best checkpoint is taken
         net: Optional[nn.Module] = None,  # The network, for a checkpoint of a model made by hand
-        tile: Optional[Sequence[int]] = None,  # Tile in pixels, `(Y, X)` or `(Z, Y, X)`; None = chosen from the training patch
+        # Tile in pixels, `(Y, X)` or `(Z, Y, X)`; None = chosen from the training patch
+        tile: Optional[Sequence[int]] = None,
         overlap: float = 0.25,  # Overlap of tiles as a fraction, for Gaussian blending
-        blend: str = "gaussian",  # 'gaussian', 'exact' (discards a halo, equals the whole image) or 'none' (the whole image at once)
+        # 'gaussian', 'exact' (equals the whole image) or 'none' (the whole image at once)
+        blend: str = "gaussian",
         batch_size: int = 1,  # Tiles at once
         device: str = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
         trust: Sequence[str] = (),  # Packages whose other callables may be used, too
     ):
         self.path = find_checkpoint(checkpoint)
         self.module, self.recipe = _restore(load_checkpoint(self.path), self.path, net, trust)
-        dims = self.dims
-        if tile is not None and len(tile) != dims:
-            raise ConfigError(f"`predict.tile` {list(tile)} has {len(tile)} sizes but the model is {dims}D; give {dims}.")
+        if tile is not None and len(tile) != self.dims:
+            raise ConfigError(
+                f"`predict.tile` {list(tile)} has {len(tile)} sizes but the model is {self.dims}D;"
+                f" give {self.dims}."
+            )
         self.tile, self.overlap, self.blend, self.batch_size = tile, overlap, blend, batch_size
         self.device = _device(device)
         self.module.to(self.device)
@@ -108,34 +147,44 @@ class Predictor:
 
     def __call__(self,
         image: Any,  # File, NumPy or dask array, or tensor: 2D to 5D, any size
-        axes: Optional[str] = None,  # Its axes, such as 'CYX'; None = as the file says, or as `guess_axes` tells
-        probabilities: bool = False,  # Segmentation: probabilities instead of a mask or class numbers
+        # Its axes, such as 'CYX'; None = as the file says, or as `guess_axes` tells
+        axes: Optional[str] = None,
+        # Segmentation: probabilities instead of a mask or class numbers
+        probabilities: bool = False,
         progress: bool = False,  # Show a bar over tiles
     ) -> Any:  # Axes and kind of the input; a channel axis only where there are several channels
         "Predict an image; `DataError` where it does not fit the model."
-        if isinstance(image, (str, Path)): return self._predict_file(image, axes, probabilities, progress)
-        if isinstance(image, torch.Tensor): return torch.from_numpy(self(image.detach().cpu().numpy(), axes, probabilities, progress))
+        if isinstance(image, (str, Path)):
+            return self._predict_file(image, axes, probabilities, progress)
+        if isinstance(image, torch.Tensor):
+            array = image.detach().cpu().numpy()
+            return torch.from_numpy(self(array, axes, probabilities, progress))
         axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
         out = self._predict_times(_to_tczyx(image, axes), "the image", probabilities, progress)
-        return _like(out, "".join(a for a in "TCZYX" if a in axes or (a == "C" and out.shape[1] > 1)))
+        return _like(out, axes + "C")
 
-# %% ../../nbs/inference/00_predictor.ipynb #cf2dde54
+# %% ../../nbs/inference/00_predictor.ipynb #a69e7cee
 def _device(name: str) -> torch.device:
     "The device that `name` means; `ConfigError` where it is not there."
-    if name == "auto": name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         torch.empty(0, device=name)
     except Exception as e:
-        raise ConfigError(f"`predict.device` '{name}' cannot be used here ({str(e).splitlines()[0]}); write auto, cpu, cuda or mps.") from None
+        raise ConfigError(
+            f"`predict.device` '{name}' cannot be used here ({str(e).splitlines()[0]}); write auto,"
+            " cpu, cuda or mps."
+        ) from None
     return torch.device(name)
 
 
 def _like(x: Any, axes: str) -> Any:
-    "From T, C, Z, Y, X to the axes named; a single channel has no axis."
-    if "C" in axes and x.shape[1] == 1: axes = axes.replace("C", "")
+    "From T, C, Z, Y, X to the axes named, in this order; a single channel has no axis."
+    if x.shape[1] == 1: axes = axes.replace("C", "")
     return x[tuple(slice(None) if a in axes else 0 for a in "TCZYX")]
 
-# %% ../../nbs/inference/00_predictor.ipynb #265db0c5
+# %% ../../nbs/inference/00_predictor.ipynb #fd4ce269
 @patch(as_prop=True)
 def in_channels(self: Predictor) -> int:
     "Channels that the network takes."
@@ -145,7 +194,10 @@ def in_channels(self: Predictor) -> int:
 
 
 @patch
-def _predict_file(self: Predictor, path, axes, probabilities, progress):
+def _predict_file(
+    self: Predictor, path: str | Path, axes: Optional[str], probabilities: bool, progress: bool
+) -> np.ndarray:
+    "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
     x = self._read(Path(path), axes)
     out = self._predict_times(x, f"'{path}'", probabilities, progress)
     return _like(out, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
@@ -154,64 +206,82 @@ def _predict_file(self: Predictor, path, axes, probabilities, progress):
 @patch
 def _read(self: Predictor, path: Path, axes: Optional[str] = None) -> np.ndarray:
     "Pixels T, C, Z, Y, X of a file, with the channels and planes that the model was trained on."
-    r = self.recipe
-    x = read_image(path, axes=axes or (r.axes["IM"] if r else None), scene=r.scene if r else 0,
-                   channels=r.channels["IM"] if r else None, planes=r.planes if r else None)
+    r = self.recipe or Recipe(self.dims)
+    x = read_image(
+        path, axes=axes or r.axes["IM"], scene=r.scene, channels=r.channels["IM"], planes=r.planes
+    )
     check_finite(x, path)
     return x
 
-# %% ../../nbs/inference/00_predictor.ipynb #1fd03748
+# %% ../../nbs/inference/00_predictor.ipynb #32df6d57
 @patch
 def _predict_times(self: Predictor, x: Any, name: str, probabilities: bool, progress: bool) -> Any:
     "Predict T, C, Z, Y, X; lazily if `x` is lazy."
     self._check_fits(x.shape, name)
-    if hasattr(x, "dask"):
-        import dask, dask.array as da
-        one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress)
-        meta = self._result_channels(probabilities)
-        parts = [da.from_delayed(dask.delayed(one)(x[t]), (meta[0], *x.shape[2:]), meta[1]) for t in range(x.shape[0])]
-        return da.stack(parts)
-    return np.stack([self._predict_one(np.asarray(t), name, probabilities, progress) for t in x])
+    one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress)
+    if not hasattr(x, "dask"): return np.stack([one(t) for t in x])
+    channels, dtype = self._result_channels(probabilities)
+    later, shape = dask.delayed(one), (channels, *x.shape[2:])
+    return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
 
 
 @patch
 def _check_fits(self: Predictor, shape: Sequence[int], name: str):
+    "`DataError` unless the model can take an image T, C, Z, Y, X."
     t, c, z, y, x = shape
     if c != self.in_channels:
-        raise DataError(f"{name} has {c} channel(s) but the model takes {self.in_channels}; choose channels, or name the axes, such as `axes='CYX'`.")
+        raise DataError(
+            f"{name} has {c} channel(s) but the model takes {self.in_channels}; choose channels, or"
+            " name the axes, such as `axes='CYX'` (`--predict.axes CYX` at the shell)."
+        )
     if self.dims == 2 and z > 1:
-        raise DataError(f"{name} is a 3D stack of {z} planes but the model is 2D; predict one plane, or name the axis as time, `axes='TYX'`, to have each plane predicted.")
-    if self.dims == 3 and z == 1: raise DataError(f"{name} is a single plane but the model is 3D; give a stack with axes ZYX.")
+        raise DataError(
+            f"{name} is a 3D stack of {z} planes but the model is 2D; predict one plane, or name"
+            " the axis as time, `axes='TYX'` (`--predict.axes TYX` in the shell), to predict each"
+            " plane."
+        )
+    if self.dims == 3 and z == 1:
+        raise DataError(
+            f"{name} is a single plane but the model is 3D; give a stack, with axes ZYX."
+        )
 
 
 @patch
 def _result_channels(self: Predictor, probabilities: bool) -> tuple[int, np.dtype]:
     "Channels and type of a result, found on a tiny image."
-    out = self._predict_one(np.zeros((self.in_channels, *[1] * (3 - self.dims), *[32] * self.dims), np.float32), "", probabilities, False)
+    size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
+    tiny = np.zeros((self.in_channels, *size), np.float32)
+    out = self._predict_one(tiny, "", probabilities, False)
     return out.shape[0], out.dtype
 
-# %% ../../nbs/inference/00_predictor.ipynb #d819a664
+# %% ../../nbs/inference/00_predictor.ipynb #a5aeec50
 @patch
 @torch.no_grad()
 def _raw(self: Predictor, x: np.ndarray, progress: bool = False) -> torch.Tensor:
     "Raw output for one image `(C, [Z,] Y, X)` that is normalised already."
     source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
-    return self.module.predict_raw(source, self.tile, self.overlap, self.blend, self.batch_size, progress)
+    return self.module.predict_raw(
+        source, self.tile, self.overlap, self.blend, self.batch_size, progress
+    )
 
 
 @patch
-def _predict_one(self: Predictor, x: np.ndarray, name: str, probabilities: bool, progress: bool) -> np.ndarray:
+def _predict_one(
+    self: Predictor, x: np.ndarray, name: str, probabilities: bool, progress: bool
+) -> np.ndarray:
     "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units."
     check_finite(x, name)
     x = x[:, 0] if self.dims == 2 else x
     norm = self.recipe.source_norm if self.recipe else None
-    pred = self.module.finish(self._raw(norm(x) if norm else x, progress), probabilities)[0].cpu().numpy()
-    if self.module.task == "regression" and self.recipe and self.recipe.target_norm and self.recipe.target_stats:
+    raw = self._raw(norm(x) if norm else x, progress)
+    pred = self.module.finish(raw, probabilities)[0].cpu().numpy()
+    if self.module.task == "regression" and self.recipe and self.recipe.target_stats:
         pred = self.recipe.target_norm.inverse(pred, self.recipe.target_stats)
-    if pred.dtype == np.int64: pred = pred.astype(np.uint8 if pred.max(initial=0) < 256 else np.uint16)
+    if pred.dtype == np.int64:
+        pred = pred.astype(np.uint8 if pred.max(initial=0) < 256 else np.uint16)
     return pred[:, None] if self.dims == 2 else pred
 
-# %% ../../nbs/inference/00_predictor.ipynb #a38e9e04
+# %% ../../nbs/inference/00_predictor.ipynb #a25c319f
 @dataclass
 class Outcome:
     "What became of a folder of images."
@@ -221,24 +291,34 @@ class Outcome:
     def report(self) -> str:
         "The failures in words; empty if there are none."
         if not self.failed: return ""
-        return f"{len(self.failed)} of {len(self.failed) + len(self.done)} images failed:\n" + "\n".join(f"  {m}" for m in self.failed.values())
+        n = len(self.failed) + len(self.done)
+        return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
 
 
 def _sources(path: Path, source: str) -> list[Path]:
-    "The images to predict: a file, or those of a folder, of its sub-folder `source`, or with the suffix `_source`."
+    "The images to predict: a file, or a folder's; those in or marked `source` where there are."
     if path.is_file(): return [path]
-    if not path.exists(): raise DataError(f"`predict.path` '{path}' does not exist; name an image or a folder of images.")
+    if not path.exists():
+        raise DataError(
+            f"`predict.path` '{path}' does not exist; name an image or a folder of images."
+        )
     folder = path / source if (path / source).is_dir() else path
     files = list_images(folder)
-    marked = [f for f in files if image_stem(f).endswith(f"_{source}")]
-    files = marked or files
-    if not files: raise DataError(f"the folder '{folder}' holds no images that can be read (TIFF); check `predict.path`.")
+    files = [f for f in files if image_stem(f).endswith(f"_{source}")] or files
+    if not files:
+        raise DataError(
+            f"the folder '{folder}' holds no images that can be read (TIFF); check `predict.path`."
+        )
     stems = [image_stem(f) for f in files]
     twice = next((s for s in stems if stems.count(s) > 1), None)
-    if twice: raise DataError(f"several files in '{folder}' are named '{twice}', and their results would have one name; rename them.")
+    if twice:
+        raise DataError(
+            f"several files in '{folder}' are named '{twice}', and their results would have one"
+            " name; rename them."
+        )
     return files
 
-# %% ../../nbs/inference/00_predictor.ipynb #c38467b2
+# %% ../../nbs/inference/00_predictor.ipynb #a3cdeb2e
 @patch
 def predict_folder(self: Predictor,
     path: str | Path,  # A folder of images, or one image
@@ -248,10 +328,13 @@ def predict_folder(self: Predictor,
     probabilities: bool = False,  # Segmentation: probabilities instead of a mask or class numbers
     progress: bool = True,  # Show a bar
 ) -> Outcome:
-    "Predict every image of a folder into OME-TIFFs of the same names; a bad file is reported and skipped."
+    "Predict every image of a folder into OME-TIFFs; a bad file is reported and skipped."
     path, out, result = Path(path), Path(out), Outcome()
     files = _sources(path, source)
-    if out.resolve() in {f.parent.resolve() for f in files}: raise DataError(f"`predict.out` '{out}' is the folder of the source images; name another one.")
+    if out.resolve() in {f.parent.resolve() for f in files}:
+        raise DataError(
+            f"`predict.out` '{out}' is the folder of the source images; name another one."
+        )
     for f in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
             x = self._read(f, axes)
@@ -260,10 +343,11 @@ def predict_folder(self: Predictor,
             write_image(target, pred, axes="TCZYX", pixel_size=image_info(f, axes=axes).pixel_size)
             result.done.append(target)
         except (Im2ImError, OSError, MemoryError) as e:
-            result.failed[str(f)] = str(e) if str(f) in str(e) else f"'{f}': {e or type(e).__name__}"
+            said = str(e) or type(e).__name__
+            result.failed[str(f)] = said if str(f) in said else f"'{f}': {said}"
     return result
 
-# %% ../../nbs/inference/00_predictor.ipynb #a636b804
+# %% ../../nbs/inference/00_predictor.ipynb #958c9298
 @patch
 def evaluate(self: Predictor,
     path: str | Path,  # Folder of pairs, in any layout
@@ -274,14 +358,20 @@ def evaluate(self: Predictor,
     progress: bool = True,  # Show a bar
 ) -> tuple[list[dict], Outcome]:  # A dict an image with `image` and the metrics, and what failed
     "Metrics of every pair in a folder; a bad file is reported and skipped."
-    if self.recipe is None: raise ConfigError(f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to evaluate.")
+    if self.recipe is None:
+        raise ConfigError(
+            f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"
+            " evaluate."
+        )
     rows, result = [], Outcome()
-    for s in tqdm(find_samples(path, layout, source, target, costmap), desc="evaluating", unit="image", disable=not progress):
+    samples = find_samples(path, layout, source, target, costmap)
+    for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):
         try:
             check_samples([s], self.recipe, progress=False)
             x = self.recipe.load(s)
             pred = self.module.finish(self._raw(x["IM"].numpy()))[0].cpu()
-            rows.append({"image": x["name"]} | self.module.image_figures(pred, x["GT"], x.get("CM")))
+            figures = self.module.image_figures(pred, x["GT"], x.get("CM"))
+            rows.append({"image": x["name"]} | figures)
             result.done.append(Path(s["IM"]))
         except (Im2ImError, OSError, MemoryError) as e:
             result.failed[str(s["IM"])] = str(e)
@@ -293,4 +383,6 @@ def mean_row(
 ) -> dict:  # The same keys; `image` is 'mean'
     "Mean of every metric over the images, leaving out what could not be measured (nan)."
     names = [k for k in rows[0] if k != "image"]
-    return {"image": "mean"} | {k: float(np.nanmean([r[k] for r in rows])) if not np.isnan([r[k] for r in rows]).all() else float("nan") for k in names}
+    measured = {k: [r[k] for r in rows if not np.isnan(r[k])] for k in names}
+    means = {k: float(np.mean(v)) if v else float("nan") for k, v in measured.items()}
+    return {"image": "mean"} | means

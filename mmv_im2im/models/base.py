@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['fill_channels', 'Im2ImModule']
 
-# %% ../../nbs/models/00_base.ipynb #682ab4a0
+# %% ../../nbs/models/00_base.ipynb #459fcf0a
 import inspect
-from functools import partial
-from typing import Any, Callable, ClassVar, Optional, Sequence
+import math
+from contextlib import contextmanager
+from typing import Callable, ClassVar, Optional, Sequence
 
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import ConfigError, build, check_arguments, check_spec, derive_seed, find_class
+from ..core import ConfigError, build, check_arguments, derive_seed, find_class
 from ..metrics import METRIC_MODES, image_metrics
 from ..tiling import predict_tiled, probe_halo, probe_stride
 
-# %% ../../nbs/models/00_base.ipynb #4ec145bf
-_CHANNEL_NAMES = {"in_channels": ("in_channels", "in_chans", "n_channels"), "out_channels": ("out_channels", "out_chans"),
-                  "spatial_dims": ("spatial_dims",)}
+# %% ../../nbs/models/00_base.ipynb #b38a71b2
+_CHANNEL_NAMES = {
+    "in_channels": ("in_channels", "in_chans", "n_channels"),
+    "out_channels": ("out_channels", "out_chans"),
+    "spatial_dims": ("spatial_dims",),
+}
 
 
 def fill_channels(
@@ -32,7 +36,7 @@ def fill_channels(
     key: str = "model.net",  # The key in the config, for the error's text
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> dict:  # A copy with the missing numbers
-    "Fill in what the network's class asks for and the config left out; `ConfigError` where the config contradicts the data."
+    "Fill in the numbers that the config left out; `ConfigError` where it contradicts the data."
     cls = find_class(spec["_target_"], "net", f"{key}._target_", trust)
     params = inspect.signature(cls).parameters
     out = dict(spec)
@@ -41,108 +45,178 @@ def fill_channels(
         if name is None: continue
         given = out.setdefault(name, n)
         if given != n:
-            raise ConfigError(f"`{key}.{name}` is {given} but the images and the task ask for {n}; correct it or leave it out, "
-                              "it is then read from the data.")
+            raise ConfigError(
+                f"`{key}.{name}` is {given} but the images and the task ask for {n}; correct it or"
+                " leave it out, it is then read from the data."
+            )
     return out
 
-# %% ../../nbs/models/00_base.ipynb #0f497c16
+# %% ../../nbs/models/00_base.ipynb #092c459d
 class Im2ImModule(pl.LightningModule):
     "Base of every framework: a `LightningModule` for images that become images."
 
-    parts: ClassVar[dict] = {"optimizer": "optimizer", "scheduler": "scheduler"}  # Argument -> kind of object it takes
-    filled: ClassVar[tuple] = ("in_channels", "out_channels", "spatial_dims", "params", "optimizer", "total_steps")  # Filled in later
-    settings: ClassVar[tuple] = ()  # Plain arguments, kept as attributes, that prediction depends on
+    # Argument -> kind of object it takes
+    parts: ClassVar[dict] = {"optimizer": "optimizer", "scheduler": "scheduler"}
+    # Arguments of those objects that a config leaves out; data and trainer fill them in
+    filled: ClassVar[tuple] = (
+        "in_channels", "out_channels", "spatial_dims", "params", "optimizer", "total_steps"
+    )
+    # Plain arguments, kept as attributes, that prediction depends on
+    settings: ClassVar[tuple] = ()
     dims: ClassVar[tuple] = (2, 3)  # Spatial dimensions supported
     task: str = "regression"  # 'regression' or 'segmentation'
 
     def __init__(self,
-        optimizer: Optional[dict | Callable] = None,  # Description or function of the parameters; None = AdamW, lr 1e-3
-        scheduler: Optional[dict | Callable] = None,  # Description or function of the optimizer; None = constant rate
+        # Description or function of the parameters; None = AdamW, lr 1e-3
+        optimizer: Optional[dict | Callable] = None,
+        # Description or function of the optimizer; None = constant rate
+        scheduler: Optional[dict | Callable] = None,
         scheduler_interval: str = "epoch",  # Move the learning rate every 'epoch' or every 'step'
         seed: int = 0,  # Governs what is random inside a step
     ):
         super().__init__()
         if scheduler_interval not in ("epoch", "step"):
-            raise ConfigError(f"`model.scheduler_interval` must be 'epoch' or 'step'; got {scheduler_interval!r}.")
-        self.optimizer, self.scheduler, self.scheduler_interval, self.seed = optimizer, scheduler, scheduler_interval, seed
-        self.config: Optional[dict] = None  # The resolved config of the run, kept in every checkpoint
-        self.patch: Optional[Sequence[int]] = None  # Training patch; prediction tiles are chosen from it
+            raise ConfigError(
+                f"`model.scheduler_interval` must be 'epoch' or 'step'; got {scheduler_interval!r}."
+            )
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler_interval, self.seed = scheduler_interval, seed
+        # The resolved config of the run, kept in every checkpoint
+        self.config: Optional[dict] = None
+        # Training patch; prediction tiles are chosen from it
+        self.patch: Optional[Sequence[int]] = None
         self._probed: dict = {}
+        # Losses times images, and images, of the epoch so far; kept in a checkpoint, so that a run
+        # which is resumed within an epoch logs the mean of all of it
+        self._sums: dict = {}
+        self._seen = 0
 
     def losses(self,
         batch: dict,  # `IM`, `GT`, perhaps `CM`: `(B, C, [Z,] Y, X)`
     ) -> dict[str, torch.Tensor]:  # `loss`, to be minimised, and its parts by name
         "How a training batch becomes losses; every framework says this."
-        raise TypeError(f"{type(self).__name__} must define `losses(batch)`")
+        raise TypeError(f"{type(self).__name__} must define `losses(batch)`.")
 
     def translate(self,
         source: torch.Tensor,  # Normalised image or tile `(B, C, [Z,] Y, X)`
     ) -> torch.Tensor:  # Raw output `(B, K, [Z,] Y, X)`, such as logits
         "How a source image becomes raw output of the same size; every framework says this."
-        raise TypeError(f"{type(self).__name__} must define `translate(source)`")
+        raise TypeError(f"{type(self).__name__} must define `translate(source)`.")
 
-    def finish(self,
-        raw: torch.Tensor,  # Output of `translate`, `(B, K, [Z,] Y, X)`
-        probabilities: bool = False,  # Probabilities instead of a mask or class numbers
-    ) -> torch.Tensor:  # The target image, normalised if it holds intensities
-        "From raw output to the target image; the same for intensities."
-        return raw
-
-    def compare(self,
-        raw: torch.Tensor,  # Output of `translate` for whole images
-        batch: dict,  # Validation batch
-    ) -> dict[str, torch.Tensor]:
-        "Validation losses by name; none by default."
-        return {}
-
-    @property
-    def network(self) -> nn.Module:
-        "The network behind `translate`, whose stride and receptive field decide how images are tiled."
-        return self.net
-
-    def forward(self, source: torch.Tensor) -> torch.Tensor: return self.translate(source)
-
-# %% ../../nbs/models/00_base.ipynb #f356c24f
+# %% ../../nbs/models/00_base.ipynb #d028f3db
 @patch
-def training_step(self: Im2ImModule, batch: dict, batch_idx: int) -> torch.Tensor:
-    torch.manual_seed(derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+def finish(self: Im2ImModule,
+    raw: torch.Tensor,  # Output of `translate`, `(B, K, [Z,] Y, X)`
+    probabilities: bool = False,  # Probabilities instead of a mask or class numbers
+) -> torch.Tensor:  # The target image, normalised if it holds intensities
+    "From raw output to the target image; the same for intensities."
+    return raw
+
+
+@patch
+def compare(self: Im2ImModule,
+    raw: torch.Tensor,  # Output of `translate` for whole images
+    batch: dict,  # Validation batch
+) -> dict[str, torch.Tensor]:  # One number each
+    "Validation losses by name; none by default."
+    return {}
+
+
+@patch(as_prop=True)
+def network(self: Im2ImModule) -> nn.Module:
+    "The network behind `translate`; its stride and receptive field decide the tiling."
+    return self.net
+
+
+@patch
+def forward(self: Im2ImModule,
+    source: torch.Tensor,  # Normalised image or tile `(B, C, [Z,] Y, X)`
+) -> torch.Tensor:  # Raw output of the same size
+    "The same as `translate`."
+    return self.translate(source)
+
+# %% ../../nbs/models/00_base.ipynb #48f028d6
+@patch
+def training_step(self: Im2ImModule,
+    batch: dict,  # `IM`, `GT`, perhaps `CM`
+    batch_idx: int,  # Number of the batch in its epoch
+) -> torch.Tensor:  # The loss
+    "One step with random numbers of its own; its losses count towards those of the epoch."
+    step_seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+    torch.manual_seed(step_seed)
     parts = self.losses(batch)
     n = len(batch["IM"])
-    for name, value in parts.items():
-        self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, prog_bar=name == "loss", batch_size=n, sync_dist=True)
+    self._seen += n
+    for k, v in parts.items(): self._sums[k] = self._sums.get(k, 0.) + v.detach().float() * n
     return parts["loss"]
 
-# %% ../../nbs/models/00_base.ipynb #543ae6d6
+
 @patch
-def validation_step(self: Im2ImModule, batch: dict, batch_idx: int) -> dict:
+def on_train_epoch_end(self: Im2ImModule):
+    "Log the mean losses of the epoch, `train/loss` and its parts."
+    for k, total in self._sums.items():
+        self._log_epoch(f"train/{k}", total / self._seen, 1, k == "loss")
+    self._sums, self._seen = {}, 0
+
+
+@patch
+def _log_epoch(self: Im2ImModule, name: str, value, n: int, shown: bool):
+    "Log the mean over an epoch, from batches of `n` images; `shown` beside the progress bar, too."
+    self.log(
+        name, value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=n, sync_dist=True
+    )
+
+# %% ../../nbs/models/00_base.ipynb #00b701b2
+@patch
+def validation_step(self: Im2ImModule,
+    batch: dict,  # Whole images, `IM`, `GT`, perhaps `CM`
+    batch_idx: int,  # Number of the batch
+) -> dict:  # `pred`, the predicted target images
+    "Predict whole images; logs `val/loss` and the metrics of the task."
     raw = self.predict_raw(batch["IM"]).float()
     n = len(batch["IM"])
     figures = {k: float(v) for k, v in self.compare(raw, batch).items()}
     pred = self.finish(raw)
-    per_image = [self.image_figures(pred[i], batch["GT"][i], batch["CM"][i] if "CM" in batch else None) for i in range(n)]
+    per_image = [
+        self.image_figures(pred[i], batch["GT"][i], batch["CM"][i] if "CM" in batch else None)
+        for i in range(n)
+    ]
     for k in per_image[0]:
-        values = [f[k] for f in per_image if f[k] == f[k]]
+        values = [f[k] for f in per_image if not math.isnan(f[k])]
         if values: figures[k] = sum(values) / len(values)
-    for k, v in figures.items():
-        self.log(f"val/{k}", v, on_step=False, on_epoch=True, prog_bar=f"val/{k}" == self.monitor, batch_size=n, sync_dist=True)
+    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, n, f"val/{k}" == self.monitor)
     return {"pred": pred}
 
 
 @patch
-def image_figures(self: Im2ImModule, pred: torch.Tensor, target: torch.Tensor, weight: Optional[torch.Tensor] = None) -> dict:
-    "Metrics of one image `(C, [Z,] Y, X)`, by the task."
+def image_figures(self: Im2ImModule,
+    pred: torch.Tensor,  # Output of `finish`, `(C, [Z,] Y, X)`
+    target: torch.Tensor,  # Target as it comes in a batch, the same size
+    weight: Optional[torch.Tensor] = None,  # Cost map, the same size; None = all count the same
+) -> dict:  # Figure by name; nan where it cannot be measured
+    "Metrics of one image, by the task."
     target = self.as_target(target)
-    spread = float(target.max() - target.min()) if self.task == "regression" else None
-    return image_metrics(pred, target, self.task, data_range=spread or 1.0, spatial_dims=pred.ndim - 1,
-                         weight=None if weight is None else weight.expand_as(target), num_classes=getattr(self, "num_classes", 1))
+    seen = target if weight is None else target[weight.expand_as(target) > 0]
+    spread = float(seen.max() - seen.min()) if self.task == "regression" and seen.numel() else None
+    return image_metrics(
+        pred,
+        target,
+        self.task,
+        data_range=spread or 1.0,
+        spatial_dims=pred.ndim - 1,
+        weight=None if weight is None else weight.expand_as(target),
+        num_classes=getattr(self, "num_classes", 1),
+    )
 
 
 @patch
-def as_target(self: Im2ImModule, target: torch.Tensor) -> torch.Tensor:
+def as_target(self: Im2ImModule,
+    target: torch.Tensor,  # As it comes in a batch
+) -> torch.Tensor:  # The same size
     "A target as the metrics compare it with `finish`'s output; frameworks with labels override it."
     return target
 
-# %% ../../nbs/models/00_base.ipynb #6e275113
+# %% ../../nbs/models/00_base.ipynb #c24ee113
 @patch(as_prop=True)
 def monitor(self: Im2ImModule) -> str:
     "The logged figure that picks the best checkpoint."
@@ -151,38 +225,46 @@ def monitor(self: Im2ImModule) -> str:
 
 @patch(as_prop=True)
 def monitor_mode(self: Im2ImModule) -> str:
-    "'max' or 'min'."
+    "Whether the largest or the smallest figure is best, 'max' or 'min'."
     return METRIC_MODES.get(self.monitor.removeprefix("val/"), "min")
 
-# %% ../../nbs/models/00_base.ipynb #e303451a
+# %% ../../nbs/models/00_base.ipynb #6dfe8633
 @patch
-def probe(self: Im2ImModule, in_channels: int, dims: int) -> tuple[int, Optional[int]]:
-    "Stride and halo of the network in pixels; measured once. The halo is None where it sees everything."
+def probe(self: Im2ImModule,
+    in_channels: int,  # Channels of the source
+    dims: int,  # Spatial dimensions, 2 or 3
+) -> tuple[int, Optional[int]]:  # In pixels; the halo is None where the network sees everything
+    "Stride and halo of the network, measured once."
     key = (in_channels, dims)
     if key not in self._probed:
+        limit = 128 if dims == 2 else 48
         stride = probe_stride(self.network, in_channels, dims)
-        self._probed[key] = stride, probe_halo(self.network, in_channels, dims, stride, limit=128 if dims == 2 else 48)
+        halo = probe_halo(self.network, in_channels, dims, stride, limit=limit)
+        self._probed[key] = stride, halo
     return self._probed[key]
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(module: nn.Module):
     "Evaluation mode without gradients, and back."
-    def __init__(self, module: nn.Module): self.module = module
+    was = module.training
+    module.eval()
+    try:
+        with torch.no_grad(): yield
+    finally:
+        module.train(was)
 
-    def __enter__(self):
-        self.was, self.grad = self.module.training, torch.is_grad_enabled()
-        self.module.eval(); torch.set_grad_enabled(False)
-
-    def __exit__(self, *_):
-        self.module.train(self.was); torch.set_grad_enabled(self.grad)
-
-# %% ../../nbs/models/00_base.ipynb #3e5f7585
+# %% ../../nbs/models/00_base.ipynb #999aeded
 @patch
-def default_tile(self: Im2ImModule, in_channels: int, dims: int) -> tuple[int, ...]:
-    "Tile that prediction takes by default, in pixels."
+def default_tile(self: Im2ImModule,
+    in_channels: int,  # Channels of the source
+    dims: int,  # Spatial dimensions, 2 or 3
+) -> tuple[int, ...]:  # In pixels, `(Y, X)` or `(Z, Y, X)`
+    "Tile that prediction takes by default."
+    usual, large = ((128, 128), (512, 512)) if dims == 2 else ((32, 64, 64), (32, 160, 160))
+    patch = tuple(self.patch or usual)
     _, halo = self.probe(in_channels, dims)
-    patch = tuple(self.patch or ((128,) * 2 if dims == 2 else (32, 64, 64)))
-    return patch if halo is None else tuple(max(p, n) for p, n in zip(patch, (512, 512) if dims == 2 else (32, 160, 160)))
+    return patch if halo is None else tuple(map(max, patch, large))
 
 
 @patch
@@ -198,38 +280,54 @@ def predict_raw(self: Im2ImModule,
     dims, c = source.ndim - 2, source.shape[1]
     stride, halo = self.probe(c, dims)
     if blend == "exact" and halo is None:
-        raise ConfigError("`predict.blend: exact` needs a network whose receptive field ends somewhere; this one sees the whole tile at once "
-                          "(instance norm, attention). Use `gaussian`, or a network with batch norm.")
+        raise ConfigError(
+            "`predict.blend: exact` needs a network whose receptive field ends somewhere; this one"
+            " sees the whole tile at once (instance norm, attention). Use `gaussian`, or a network"
+            " with batch norm."
+        )
+    tile = tuple(tile) if tile else self.default_tile(c, dims)
     with _evaluating(self):
-        return predict_tiled(source, self.translate, tuple(tile) if tile else self.default_tile(c, dims), overlap, blend,
-                             stride=stride, halo=halo, batch_size=batch_size, progress=progress)
+        return predict_tiled(
+            source, self.translate, tile, overlap, blend,
+            stride=stride, halo=halo, batch_size=batch_size, progress=progress,
+        )
 
-# %% ../../nbs/models/00_base.ipynb #fa3c2154
+# %% ../../nbs/models/00_base.ipynb #09de7895
 @patch
-def make_optimizer(self: Im2ImModule, params) -> torch.optim.Optimizer:
+def make_optimizer(self: Im2ImModule,
+    params: Sequence[nn.Parameter],  # What it moves
+) -> torch.optim.Optimizer:
     "The optimizer for `params`."
     spec = self.optimizer or {"_target_": "AdamW", "lr": 1e-3}
-    return build(spec, "optimizer", "model.optimizer", params=params) if isinstance(spec, dict) else spec(params)
+    if not isinstance(spec, dict): return spec(params)
+    return build(spec, "optimizer", "model.optimizer", params=params)
 
 
 @patch
-def make_scheduler(self: Im2ImModule, optimizer: torch.optim.Optimizer) -> dict:
+def make_scheduler(self: Im2ImModule,
+    optimizer: torch.optim.Optimizer,  # Whose learning rate it moves
+) -> dict:
     "The scheduler as Lightning takes it."
     spec = self.scheduler
     if isinstance(spec, dict):
-        params = inspect.signature(find_class(spec["_target_"], "scheduler", "model.scheduler._target_")).parameters
-        given = {"total_steps": int(self.trainer.estimated_stepping_batches)} if "total_steps" in params and "total_steps" not in spec else {}
-        made = build(spec, "scheduler", "model.scheduler", optimizer=optimizer, **given)
-    else: made = spec(optimizer)
+        cls = find_class(spec["_target_"], "scheduler", "model.scheduler._target_")
+        given = {"optimizer": optimizer}
+        if "total_steps" in inspect.signature(cls).parameters and "total_steps" not in spec:
+            given["total_steps"] = int(self.trainer.estimated_stepping_batches)
+        made = build(spec, "scheduler", "model.scheduler", **given)
+    else:
+        made = spec(optimizer)
     return {"scheduler": made, "interval": self.scheduler_interval, "monitor": self.monitor}
 
 
 @patch
 def configure_optimizers(self: Im2ImModule):
+    "The optimizer, and the scheduler if there is one, as Lightning asks for them."
     optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-    return optimizer if self.scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+    if self.scheduler is None: return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
-# %% ../../nbs/models/00_base.ipynb #f0d0f3bf
+# %% ../../nbs/models/00_base.ipynb #723d07ac
 @patch(cls_method=True)
 def check(cls: Im2ImModule,
     spec: dict,  # The config's `model`
@@ -238,7 +336,11 @@ def check(cls: Im2ImModule,
 ):
     "`ConfigError` where this framework cannot do what is asked."
     if spatial_dims not in cls.dims:
-        raise ConfigError(f"`model._target_`: {cls.__name__} works in {' and '.join(f'{d}D' for d in cls.dims)}, but `data.patch` is {spatial_dims}D.")
+        able = " and ".join(f"{d}D" for d in cls.dims)
+        raise ConfigError(
+            f"`model._target_`: {cls.__name__} works in {able}, but `data.patch` is"
+            f" {spatial_dims}D; give it another number of sizes, or take another framework."
+        )
 
 
 @patch(cls_method=True)
@@ -247,7 +349,7 @@ def from_config(cls: Im2ImModule,
     in_channels: int,  # Channels of the source
     out_channels: int,  # Channels of the target
     spatial_dims: int,  # 2 or 3
-    seed: int = 0,
+    seed: int = 0,  # Governs what is random inside a step
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> tuple["Im2ImModule", dict]:  # The module, and `spec` with every channel number filled in
     "Build a framework with its networks and losses; `ConfigError` where a description is wrong."
@@ -256,27 +358,58 @@ def from_config(cls: Im2ImModule,
     kwargs = {}
     for name, value in spec.items():
         kind = cls.parts.get(name)
-        if kind == "net": spec[name] = fill_channels(value, in_channels, out_channels, spatial_dims, f"model.{name}", trust)
-        if kind in ("net", "loss") and value is not None: kwargs[name] = build(spec[name], kind, f"model.{name}", trust)
-        elif name != "_target_": kwargs[name] = value
+        if kind == "net":
+            spec[name] = fill_channels(
+                value, in_channels, out_channels, spatial_dims, f"model.{name}", trust
+            )
+        if kind in ("net", "loss") and value is not None:
+            kwargs[name] = build(spec[name], kind, f"model.{name}", trust)
+        elif name != "_target_":
+            kwargs[name] = value
     check_arguments(cls, kwargs, "model")
     return cls(**kwargs | {"seed": seed}), spec
 
-
+# %% ../../nbs/models/00_base.ipynb #df0f37dd
 @patch(cls_method=True)
-def output_channels(cls: Im2ImModule, spec: dict, target_channels: int) -> int:
-    "Channels that the network gives for a target of `target_channels`."
+def output_channels(cls: Im2ImModule,
+    spec: dict,  # The config's `model`
+    target_channels: int,  # Channels of the target
+) -> int:
+    "Channels that the network must give."
     return target_channels
 
 
 @patch
-def on_save_checkpoint(self: Im2ImModule, checkpoint: dict):
+def on_save_checkpoint(self: Im2ImModule,
+    checkpoint: dict,  # What Lightning is about to write
+):
+    "Add what `Predictor` needs besides the weights, in plain types."
     cls = type(self)
-    checkpoint["im2im"] = {"config": self.config, "patch": list(self.patch) if self.patch else None,
-                           "framework": cls.__name__ if cls.__module__.startswith("mmv_im2im.") else f"{cls.__module__}.{cls.__qualname__}",
-                           "settings": {k: getattr(self, k) for k in self.settings}}
+    ours = cls.__module__.startswith("mmv_im2im.")
+    checkpoint["im2im"] = {
+        "config": self.config,
+        "patch": list(self.patch) if self.patch else None,
+        "framework": cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}",
+        "settings": {k: getattr(self, k) for k in self.settings},
+        "epoch": {"sums": {k: v.cpu() for k, v in self._sums.items()}, "seen": self._seen},
+    }
 
-# %% ../../nbs/models/00_base.ipynb #6af271e4
+
 @patch
-def setup(self: Im2ImModule, stage: str):
+def on_load_checkpoint(self: Im2ImModule,
+    checkpoint: dict,  # What Lightning has read
+):
+    "Go on with the sums of an epoch that was interrupted."
+    kept = checkpoint.get("im2im", {}).get("epoch")
+    if kept is None: return
+    self._sums = {k: v.to(self.device) for k, v in kept["sums"].items()}
+    self._seen = kept["seen"]
+
+# %% ../../nbs/models/00_base.ipynb #5e98bace
+@patch
+def setup(self: Im2ImModule,
+    stage: str,  # 'fit', 'validate', 'test' or 'predict', as Lightning says
+):
+    "Take the training patch over from the data module."
     self.patch = getattr(getattr(self.trainer, "datamodule", None), "patch", self.patch)
+    self._sums, self._seen = {}, 0

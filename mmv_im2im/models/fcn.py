@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FCN']
 
-# %% ../../nbs/models/02_fcn.ipynb #4627b2e0
-from typing import Optional
+# %% ../../nbs/models/02_fcn.ipynb #533662f8
+from typing import Callable, Optional
 
 import torch
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .base import Im2ImModule
 from .losses import DiceCELoss, apply_loss
 from ..tiling import pad_to_multiple, probe_stride, unpad
 
-# %% ../../nbs/models/02_fcn.ipynb #8f110402
+# %% ../../nbs/models/02_fcn.ipynb #ea91717d
 class FCN(Im2ImModule):
     "A network trained on pairs of source and target images."
     parts = Im2ImModule.parts | {"net": "net", "loss": "loss"}
@@ -25,11 +25,14 @@ class FCN(Im2ImModule):
 
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`
-        loss: Optional[nn.Module] = None,  # None = MSELoss for regression, DiceCELoss for segmentation
+        # None = MSELoss for regression, DiceCELoss for segmentation
+        loss: Optional[nn.Module] = None,
         task: str = "regression",  # 'regression' or 'segmentation'
         num_classes: int = 1,  # Segmentation: 1 = object or not, K = classes 0 (background) to K-1
-        optimizer=None,  # Description or function of the parameters; None = AdamW, lr 1e-3
-        scheduler=None,  # Description or function of the optimizer; None = constant rate
+        # Description or function of the parameters; None = AdamW, lr 1e-3
+        optimizer: Optional[dict | Callable] = None,
+        # Description or function of the optimizer; None = constant rate
+        scheduler: Optional[dict | Callable] = None,
         scheduler_interval: str = "epoch",  # Move the learning rate every 'epoch' or every 'step'
         seed: int = 0,  # Governs what is random inside a step
     ):
@@ -40,62 +43,86 @@ class FCN(Im2ImModule):
         self._strides: dict = {}
 
     def translate(self, source):
+        "Raw output of the network; sizes that it cannot take are padded and cropped back."
         stride = self.stride(source.shape[1], source.ndim - 2)
         if all(n % stride == 0 for n in source.shape[2:]): return self.net(source)
         padded, crop = pad_to_multiple(source, stride)
         return unpad(self.net(padded), crop)
 
-    def losses(self, batch): return self.compare(self.translate(batch["IM"]), batch)
+    def losses(self, batch):
+        "The loss of a training batch."
+        return self.compare(self.translate(batch["IM"]), batch)
 
     def compare(self, raw, batch):
+        "The loss of raw output, each pixel weighted by the cost map."
         target = self.as_target(batch["GT"])
         return {"loss": apply_loss(self.loss, raw, target, batch.get("CM"))}
 
     def finish(self, raw, probabilities=False):
+        "Intensities as they are; logits as a mask or class numbers, or as probabilities."
         if self.task == "regression": return raw
         p = raw.sigmoid() if self.num_classes == 1 else raw.softmax(1)
         if probabilities: return p
         return (p > 0.5).to(torch.uint8) if self.num_classes == 1 else p.argmax(1, keepdim=True)
 
-# %% ../../nbs/models/02_fcn.ipynb #c2f61779
+# %% ../../nbs/models/02_fcn.ipynb #fb3ecfeb
 def _check_task(task: str, num_classes: int):
     "`ConfigError` for a task that does not exist."
     if task not in ("regression", "segmentation"):
         raise ConfigError(f"`model.task` must be 'regression' or 'segmentation'; got {task!r}.")
     if not isinstance(num_classes, int) or num_classes < 1:
-        raise ConfigError(f"`model.num_classes` must be a whole number of at least 1; got {num_classes!r}.")
+        raise ConfigError(
+            f"`model.num_classes` must be a whole number of at least 1; got {num_classes!r}."
+        )
 
 
 @patch
-def as_target(self: FCN, target: torch.Tensor) -> torch.Tensor:
+def as_target(self: FCN,
+    target: torch.Tensor,  # As it comes in a batch
+) -> torch.Tensor:  # The same size
     "Labels as the classes that the network gives; intensities as they are."
     if self.task == "regression": return target.float()
     if self.num_classes == 1: return (target > 0).long()
     if int(target.max()) >= self.num_classes:
-        raise DataError(f"a target holds the label {int(target.max())}, but `model.num_classes` is {self.num_classes}, so labels go from 0 to "
-                        f"{self.num_classes - 1}; raise `num_classes`, or set it to 1 to segment every label above 0 as object.")
+        raise DataError(
+            f"a target holds the label {int(target.max())}, but `model.num_classes` is"
+            f" {self.num_classes}, so labels go from 0 to {self.num_classes - 1}; raise"
+            " `num_classes`, or set it to 1 to segment every label above 0 as object."
+        )
     return target
 
 
 @patch
-def stride(self: FCN, in_channels: int, dims: int) -> int:
+def stride(self: FCN,
+    in_channels: int,  # Channels of the source
+    dims: int,  # Spatial dimensions, 2 or 3
+) -> int:
     "What image sizes must divide by for the network, in pixels; measured once."
-    if (in_channels, dims) not in self._strides: self._strides[in_channels, dims] = probe_stride(self.net, in_channels, dims)
+    if (in_channels, dims) not in self._strides:
+        self._strides[in_channels, dims] = probe_stride(self.net, in_channels, dims)
     return self._strides[in_channels, dims]
 
-# %% ../../nbs/models/02_fcn.ipynb #906c2846
+# %% ../../nbs/models/02_fcn.ipynb #af504151
 @patch(cls_method=True)
 def check(cls: FCN, spec, spatial_dims, target_kind):
+    "`ConfigError` where task, classes, network and kind of target do not go together."
     super(FCN, cls).check(spec, spatial_dims, target_kind)
     task, classes = spec.get("task", "regression"), spec.get("num_classes", 1)
     _check_task(task, classes)
-    if "net" not in spec: raise ConfigError("`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`.")
+    if "net" not in spec:
+        raise ConfigError(
+            "`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`."
+        )
     if (task == "segmentation") != (target_kind == "label"):
         want = "label" if task == "segmentation" else "image"
-        raise ConfigError(f"`model.task` is {task}, which learns from targets of kind '{want}', but `data.target_kind` is '{target_kind}'; "
-                          f"set `data.target_kind: {want}`, or change the task.")
+        raise ConfigError(
+            f"`model.task` is {task}, which learns from targets of kind '{want}', but"
+            f" `data.target_kind` is '{target_kind}'; set `data.target_kind: {want}`, or change the"
+            " task."
+        )
 
 
 @patch(cls_method=True)
 def output_channels(cls: FCN, spec, target_channels):
+    "As many as the target has; for segmentation one logit for each class, one for two classes."
     return spec.get("num_classes", 1) if spec.get("task") == "segmentation" else target_channels

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from ..core import ConfigError
 
-# %% ../../nbs/models/01_losses.ipynb #67297702
+# %% ../../nbs/models/01_losses.ipynb #bfb7b8ea
 class DiceCELoss(nn.Module):
-    "Soft Dice plus cross entropy on logits `(B, K, ...)`; one channel is a binary task. Honours the cost map."
+    "Soft Dice plus cross entropy on logits; one channel is a binary task. Honours the cost map."
     takes_weight = True
 
     def __init__(self,
@@ -27,7 +27,10 @@ class DiceCELoss(nn.Module):
     ):
         super().__init__()
         if dice < 0 or ce < 0 or dice + ce == 0:
-            raise ConfigError(f"DiceCELoss needs weights of at least 0, one of them above; got dice={dice}, ce={ce}.")
+            raise ConfigError(
+                f"DiceCELoss needs weights of at least 0, one of them above; got dice={dice},"
+                f" ce={ce}."
+            )
         self.dice, self.ce, self.eps = dice, ce, eps
 
     def forward(self,
@@ -35,14 +38,18 @@ class DiceCELoss(nn.Module):
         target: torch.Tensor,  # Class numbers `(B, 1, [Z,] Y, X)`; 0 or 1 where K is 1
         weight: Optional[torch.Tensor] = None,  # Weight per pixel `(B, 1, [Z,] Y, X)`; None = 1
     ) -> torch.Tensor:  # One number
-        w = torch.ones_like(target, dtype=logits.dtype) if weight is None else weight.to(logits.dtype)
+        "The sum of both parts."
+        w = torch.ones_like(target) if weight is None else weight
+        w = w.to(logits.dtype)
         binary = logits.shape[1] == 1
         if binary:
             p, t = logits.sigmoid(), target.to(logits.dtype)
             ce = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
         else:
-            p, t = logits.softmax(1), F.one_hot(target[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-            ce = F.cross_entropy(logits, target[:, 0].long(), reduction="none")[:, None]
+            classes = target[:, 0].long()
+            p = logits.softmax(1)
+            t = F.one_hot(classes, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+            ce = F.cross_entropy(logits, classes, reduction="none")[:, None]
         axes = tuple(range(2, logits.ndim))
         overlap = 2 * (w * p * t).sum(axes) + self.eps
         dice = 1 - overlap / ((w * p).sum(axes) + (w * t).sum(axes) + self.eps)
@@ -58,12 +65,13 @@ def weighted_mean(
     weight = weight.expand_as(values)
     return (values * weight).sum() / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
 
-# %% ../../nbs/models/01_losses.ipynb #40842ecc
+# %% ../../nbs/models/01_losses.ipynb #d8c5a3e3
 def apply_loss(
     loss: nn.Module,  # Any loss of (prediction, target)
     pred: torch.Tensor,  # `(B, K, [Z,] Y, X)`
     target: torch.Tensor,  # `(B, K, [Z,] Y, X)`, or class numbers `(B, 1, [Z,] Y, X)`
-    weight: Optional[torch.Tensor] = None,  # Cost map `(B, 1 or K, [Z,] Y, X)`; None = every pixel counts the same
+    # Cost map `(B, 1 or K, [Z,] Y, X)`; None = every pixel counts the same
+    weight: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:  # One number
     "Call `loss` with its cost map honoured; `ConfigError` if it cannot be."
     if getattr(loss, "takes_weight", False): return loss(pred, target, weight)
@@ -80,6 +88,9 @@ def _pixel_losses(loss: nn.Module, pred: torch.Tensor, target: torch.Tensor) -> 
     values = pixelwise(pred, target) if hasattr(loss, "reduction") else torch.zeros(())
     if values.ndim == pred.ndim - 1: values = values[:, None]
     if values.shape[2:] != pred.shape[2:]:
-        raise ConfigError(f"`model.loss`: {type(loss).__name__} gives no loss per pixel, so it cannot honour the cost map of these images; "
-                          "take one that does (DiceCELoss, MSELoss, L1Loss, SmoothL1Loss, BCEWithLogitsLoss, CrossEntropyLoss), or remove the cost maps.")
+        raise ConfigError(
+            f"`model.loss`: {type(loss).__name__} gives no loss per pixel, so it cannot honour the"
+            " cost map of these images; take one that does (DiceCELoss, MSELoss, L1Loss,"
+            " SmoothL1Loss, BCEWithLogitsLoss, CrossEntropyLoss), or remove the cost maps."
+        )
     return values

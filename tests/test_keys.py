@@ -1,0 +1,299 @@
+"Every key of the config changes what happens."
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import tifffile
+import torch
+from chain import REGRESS, SEGMENT, run, same_weights, write_yaml
+
+from mmv_im2im.config import Config, DataConfig, PredictConfig, TrainerConfig, from_dict
+from mmv_im2im.core import ConfigError, DataError
+from mmv_im2im.data_modules.images import read_image, write_image
+from mmv_im2im.data_modules.samples import simulate_set
+from mmv_im2im.models.fcn import FCN
+from mmv_im2im.trainers import Run, prepare, train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    "Six images of 64 x 64 pixels; with two for validation, 16 patches, so 4 batches an epoch."
+    return simulate_set(tmp_path_factory.mktemp("pairs"), 6, (64, 64), source="nuclei", target="labels")
+
+
+def configured(out, path, base=SEGMENT, **sections):
+    "A config of two epochs with sections changed."
+    raw = dict(base) | {"out": str(out)}
+    sections["data"] = {"path": str(path), "val_fraction": 0.34} | sections.get("data", {})
+    sections["trainer"] = {"max_epochs": 2} | sections.get("trainer", {})
+    for name, change in sections.items(): raw[name] = raw[name] | change if isinstance(change, dict) else change
+    return from_dict(raw)
+
+
+class Watch(pl.Callback):
+    "What happens while a run trains."
+    def __init__(self): self.batches, self.validations, self.saved_within, self.strict = [0], 0, False, False
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.trainer, self.strict = trainer, torch.are_deterministic_algorithms_enabled()
+        if trainer.current_epoch: self.batches.append(0)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches[-1] += 1
+        if trainer.current_epoch == 0 and (trainer.run_folder / "checkpoints" / "last.ckpt").exists(): self.saved_within = True
+
+    def on_validation_end(self, trainer, pl_module): self.validations += 1
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory, pairs):
+    "A run with every key of the trainer as usual, and what was seen."
+    watch = Watch()
+    return train(configured(tmp_path_factory.mktemp("usual") / "run", pairs), [watch]), watch
+
+
+def _best(run: Run, figure: str, pick) -> bool:
+    return run.result["monitor"] == figure and run.result["best_score"] == pytest.approx(pick(r[figure] for r in run.metrics), rel=1e-6)
+
+
+# key: (value and what else it needs, what must be true of the run and of what was seen)
+TRAINED = {
+    "max_epochs": ({"max_epochs": 3}, lambda r, w: w.trainer.current_epoch == 3 and len(r.metrics) == 3),
+    "max_steps": ({"max_steps": 6, "max_epochs": -1}, lambda r, w: w.trainer.global_step == 6 and w.batches == [4, 2]),
+    "max_time": ({"max_time": "00:00:00:01", "max_epochs": -1}, lambda r, w: len(w.batches) > 2 and r.result["finished"]),
+    "precision": ({"precision": "bf16-mixed"}, lambda r, w: w.trainer.precision == "bf16-mixed"),
+    "gradient_clip_val": ({"gradient_clip_val": 1e-4}, lambda r, w: w.trainer.gradient_clip_val == 1e-4),
+    "accumulate_grad_batches": ({"accumulate_grad_batches": 3}, lambda r, w: w.trainer.global_step == 4),
+    "deterministic": ({"deterministic": True}, lambda r, w: w.strict),
+    "check_val_every_n_epoch": ({"check_val_every_n_epoch": 2}, lambda r, w: w.validations == 1),
+    "limit_train_batches": ({"limit_train_batches": 3}, lambda r, w: w.batches == [3, 3]),
+    "limit_train_batches (a part)": ({"limit_train_batches": 0.5}, lambda r, w: w.batches == [2, 2]),
+    "enable_progress_bar": ({"enable_progress_bar": True}, lambda r, w: w.trainer.progress_bar_callback is not None),
+    "profiler": ({"profiler": "simple"}, lambda r, w: "run_training_epoch" in w.trainer.profiler.summary()),
+    "monitor": ({"monitor": "val/loss"}, lambda r, w: _best(r, "val/loss", min)),
+    "monitor (larger is better)": ({"monitor": "val/iou"}, lambda r, w: _best(r, "val/iou", max)),
+    "checkpoint_every_n_steps": ({"checkpoint_every_n_steps": 2}, lambda r, w: w.saved_within),
+    "pictures": ({"pictures": 1}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 1),
+    "pictures (two)": ({"pictures": 2}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 2),
+    "callbacks": ({"callbacks": [{"_target_": "EarlyStopping", "monitor": "val/loss", "stopping_threshold": 1e6}]},
+                  lambda r, w: w.trainer.current_epoch == 1),
+    "log_every_n_steps": ({"log_every_n_steps": 1, "callbacks": [{"_target_": "LearningRateMonitor", "logging_interval": "step"}]},
+                          lambda r, w: len({m["step"] for m in r.metrics}) == 8),
+}
+# keys that need other hardware to be seen at work: the value that must reach Lightning
+HANDED_ON = {"accelerator": "gpu", "devices": [0, 1], "strategy": "ddp", "num_nodes": 3}
+SAME_WEIGHTS = ("deterministic", "enable_progress_bar", "profiler", "monitor", "checkpoint", "pictures", "log_every", "check_val")
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_keys_of_the_trainer(case, tmp_path, pairs, usual):
+    changes, holds = TRAINED[case]
+    watch = Watch()
+    try:
+        result = train(configured(tmp_path / "run", pairs, trainer=changes), [watch])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert holds(result, watch)
+    assert not holds(*usual), "it is so without the key, too"
+    assert result.result["finished"] and result.best.is_file()
+    assert same_weights(result.folder, usual[0].folder) == case.startswith(SAME_WEIGHTS)
+
+
+@pytest.mark.parametrize("key", HANDED_ON)
+def test_hardware_keys_reach_lightning(key, tmp_path, pairs, monkeypatch):
+    class Seen(Exception): pass
+
+    def init(self, **kwargs): raise Seen(kwargs)
+    monkeypatch.setattr(pl.Trainer, "__init__", init)
+    with pytest.raises(Seen) as seen: train(configured(tmp_path / "run", pairs, trainer={key: HANDED_ON[key]}))
+    assert seen.value.args[0][key] == HANDED_ON[key]
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 2, "max_epochs": -1}, {"check_val_every_n_epoch": 5}],
+                         ids=["less than an epoch", "never validated"])
+def test_a_run_that_ends_before_its_first_validation_still_has_a_model(limit, tmp_path, pairs):
+    result = train(configured(tmp_path / "run", pairs, trainer=limit))
+    assert result.result["finished"] and result.last.is_file() and result.best.is_file()
+
+
+# Data
+
+def _both_layouts(folder, pairs):
+    "Layouts 1 and 2 in one folder, with other images in each; the names of sub-folders, also in other words."
+    for i, im in enumerate(sorted((pairs / "IM").iterdir())):
+        source, target = (np.squeeze(read_image(pairs / k / im.name)) for k in ("IM", "GT"))
+        for name, image in (("IM", source), ("GT", target), ("raw", source[::-1]), ("other", target[::-1]),
+                            ("CM", np.float32(target > 0)), ("weights", np.float32(target == 0))):
+            write_image(folder / name / im.name, np.ascontiguousarray(image), "YX")
+        write_image(folder / f"{i}_IM.tif", source.T.copy(), "YX")
+        write_image(folder / f"{i}_GT.tif", target.T.copy(), "YX")
+    return folder
+
+
+def _files(folder, write):
+    "Two pairs of files of an unusual kind."
+    rng = np.random.default_rng(0)
+    for key in ("IM", "GT"):
+        (folder / key).mkdir()
+        for i in range(2): write(folder / key / f"{i}.ome.tif", rng.integers(0, 1000, (3, 64, 64), np.uint16))
+    return folder
+
+
+def _scenes(path, x):
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for plane in x: tif.write(plane, metadata={"axes": "YX"})
+
+
+def _nameless(path, x):
+    tifffile.imwrite(str(path).replace(".ome", ""), x, metadata=None, photometric="minisblack")
+
+
+FOLDERS = {
+    "pairs": lambda f, pairs: pairs,
+    "both": _both_layouts,
+    "channels": lambda f, _: _files(f, lambda p, x: write_image(p, x, "CYX")),
+    "planes": lambda f, _: _files(f, lambda p, x: write_image(p, x, "ZYX")),
+    "scenes": lambda f, _: _files(f, _scenes),
+    "nameless": lambda f, _: _files(f, _nameless),
+}
+IMAGE = {"target_kind": "image"}
+AXES = {**IMAGE, "source_axes": "CYX", "target_axes": "CYX"}
+# key: (folder, what both configs have, value of the key before and after; `Exception`: refused without the key)
+DATA = {
+    "layout": ("both", {"layout": "folders"}, "suffix"),
+    "source": ("both", {"layout": "folders"}, "raw"),
+    "target": ("both", {"layout": "folders"}, "other"),
+    "costmap": ("both", {"layout": "folders"}, "weights"),
+    "target_kind": ("pairs", {"target_kind": "label"}, "image"),
+    "source_channels": ("channels", IMAGE, [2]),
+    "target_channels": ("channels", IMAGE, [0, 1]),
+    "source_axes": ("nameless", AXES | {"source_axes": None}, "CYX"),
+    "target_axes": ("nameless", AXES | {"target_axes": None}, "CYX"),
+    "scene": ("scenes", IMAGE, 2),
+    "planes": ("planes", IMAGE, [1]),
+    "split": ("pairs", {"split": "files"}, "regions"),
+    "val_fraction": ("pairs", {}, 0.5),
+    "gap": ("pairs", {"split": "regions", "patch": [16, 16]}, 4),
+    "patch": ("pairs", {}, [16, 48]),
+    "patches_per_image": ("pairs", {}, 9),
+    "batch_size": ("pairs", {}, 3),
+    "num_workers": ("pairs", {}, 2),
+    "source_norm": ("pairs", {}, {"_target_": "Standard"}),
+    "target_norm": ("pairs", IMAGE, {"_target_": "Standard"}),
+    "augment": ("pairs", {}, [{"_target_": "RandGaussianNoised", "prob": 1.0}]),
+    "val_pixels": ("pairs", {}, 64 * 64),
+    "val_patches": ("pairs", {}, True),
+    "cache_gb": ("pairs", {}, 0),
+}
+REFUSED_WITHOUT = ("source_axes", "target_axes", "planes")
+
+
+def _seen(cfg) -> list:
+    "What a config makes of the data: the first batches, their number, the loader, the memory."
+    _, model, data = prepare(cfg)
+    train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
+    out = [len(train_loader), len(val_loader), train_loader.num_workers, len(data.memory.held), data.in_channels, data.out_channels]
+    for loader in (train_loader, val_loader):
+        for k, v in sorted(next(iter(loader)).items()): out.append((k, v.dtype, v.shape, v.numpy().tobytes()) if k != "name" else v)
+    return out
+
+
+@pytest.mark.parametrize("key", DATA)
+def test_keys_of_the_data(key, tmp_path, pairs):
+    folder, given, value = DATA[key]
+    path = FOLDERS[folder](tmp_path, pairs)
+    def config(data):
+        base = REGRESS if data.get("target_kind") == "image" else SEGMENT
+        return configured(tmp_path / "run", path, base, data={"target_norm": None, "augment": []} | data)
+    changed = _seen(config(given | {key: value}))
+    assert changed == _seen(config(given | {key: value})), "the same config sees the same"
+    if key in REFUSED_WITHOUT:
+        with pytest.raises(DataError): _seen(config(given))
+    else: assert changed != _seen(config(given))
+
+
+def test_path_of_the_data(tmp_path, pairs):
+    simulate_set(tmp_path, 6, (64, 64), source="nuclei", target="labels", seed=9)
+    assert _seen(configured("", pairs)) != _seen(configured("", tmp_path))
+    with pytest.raises((ConfigError, DataError), match="nowhere"): _seen(configured("", tmp_path / "nowhere"))
+
+
+# Prediction
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    "Images to predict: one of 150 x 130 pixels, and three planes that do not say what they are."
+    folder = simulate_set(tmp_path_factory.mktemp("images"), 1, (150, 130), source="nuclei", target="labels", seed=3)
+    tifffile.imwrite(folder / "nameless.tif", np.random.default_rng(0).integers(0, 9000, (3, 64, 64), np.uint16), metadata=None,
+                     photometric="minisblack")
+    return folder
+
+
+TILES = {"tile": [48, 48], "probabilities": "true"}
+# key: (what both commands have, value of the key)
+PREDICTED = {
+    "tile": ({"probabilities": "true"}, [48, 48]),
+    "overlap": (TILES, 0.6),
+    "blend": (TILES, "none"),
+    "batch_size": (TILES, 3),
+    "probabilities": ({}, "true"),
+    "out": ({}, "elsewhere"),
+    "path": ({}, "GT"),
+    "axes": ({"path": "nameless.tif"}, "TYX"),
+    "checkpoint": ({}, "last.ckpt"),
+    "device": ({}, "cuda:77"),
+}
+
+
+@pytest.mark.parametrize("key", PREDICTED)
+def test_keys_of_prediction(key, tmp_path, usual, images, monkeypatch, capsys):
+    given, value = PREDICTED[key]
+    sizes, translate = [], FCN.translate
+    monkeypatch.setattr(FCN, "translate", lambda self, x: sizes.append(len(x)) or translate(self, x))
+
+    def predicted(n: int, keys: dict) -> list:
+        "Exit status, batch sizes, and what was written where."
+        out, config = tmp_path / str(n), usual[0].folder
+        options = {"path": images / "IM", "out": out, "device": "cpu"} | keys
+        if isinstance(options["path"], str): options["path"] = images / options["path"]
+        if options["out"] == "elsewhere": options["out"] = tmp_path / "elsewhere" / str(n)
+        if "checkpoint" in keys: config, options["checkpoint"] = "semantic_seg_2d", usual[0].last
+        sizes.clear()
+        status = run("--config", config, "--mode", "predict", *(a for k, v in options.items() for a in (f"--predict.{k}", v)))
+        written = sorted(p for p in tmp_path.rglob(f"{n}/*.tif"))
+        return [status, sorted(set(sizes)), [(p.parent.parent.name, p.name, read_image(p).dtype, read_image(p).tobytes()) for p in written]]
+
+    changed, before = predicted(1, given | {key: value}), predicted(2, given)
+    assert before[0] == (1 if key == "axes" else 0)
+    if key == "device":
+        assert changed[0] == 2 and not changed[2]
+        assert "cuda:77" in capsys.readouterr().err
+    elif key == "checkpoint":
+        assert changed[0] == 0 and changed[2]
+        assert run("--config", "semantic_seg_2d", "--mode", "predict", "--predict.path", images / "IM") == 2
+    else:
+        assert changed[0] == 0 and changed[2]
+        assert changed[1:] != before[1:]
+
+
+# The top level, and that nothing was forgotten
+
+def test_keys_of_the_top_level(tmp_path, pairs, usual, capsys):
+    result = train(configured(tmp_path / "here", pairs, seed=7))
+    assert result.folder == tmp_path / "here" and not same_weights(result.folder, usual[0].folder)
+    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, mode="evaluate")
+    assert run("--config", cfg, "--data.path", pairs, "--predict.checkpoint", result.best, "--predict.out", tmp_path / "out") == 0
+    assert "mean" in capsys.readouterr().out and (tmp_path / "out" / "metrics.csv").is_file()
+    sgd = train(configured(tmp_path / "sgd", pairs, model={"optimizer": {"_target_": "SGD", "lr": 0.1}}))
+    assert not same_weights(sgd.folder, usual[0].folder)
+
+
+@pytest.mark.parametrize("section, tested", [
+    (TrainerConfig, {k.partition(" ")[0] for k in TRAINED} | set(HANDED_ON)),
+    (DataConfig, set(DATA) | {"path"}),
+    (PredictConfig, set(PREDICTED)),
+    (Config, {"mode", "seed", "out", "data", "model", "trainer", "predict"}),
+], ids=["trainer", "data", "predict", "top level"])
+def test_every_key_is_tested(section, tested):
+    assert tested == {f.name for f in fields(section)}
