@@ -383,6 +383,8 @@ def _mapping(loader, node, deep=False):
     seen = set()
     for k, _ in node.value:
         key = loader.construct_object(k, deep=True)
+        if not isinstance(key, (str, int, float, bool)):
+            raise ConfigError(f"{_where(k.start_mark)}: a key must be a text; got {key!r}.")
         if key in seen:
             raise ConfigError(
                 f"{_where(k.start_mark)}: the key '{key}' is written twice; keep one of them."
@@ -404,9 +406,10 @@ def read_yaml(
     name: str = "config",  # Name of the file, for the error's text
 ) -> Any:  # Plain dicts, lists, texts, numbers, booleans and None
     "Parse yaml safely and strictly; `ConfigError` with file and line where it is wrong."
-    loader = _StrictLoader(text)
-    loader.name = name
+    loader = None
     try:
+        loader = _StrictLoader(text)
+        loader.name = name
         return loader.get_single_data()
     except yaml.constructor.ConstructorError as e:
         raise ConfigError(
@@ -421,7 +424,7 @@ def read_yaml(
             " there."
         ) from None
     finally:
-        loader.dispose()
+        if loader: loader.dispose()
 
 # %% ../nbs/01_config.ipynb #0f760f05
 def merge(
@@ -454,8 +457,6 @@ def _check_names(raw: Any, cls: type, prefix: str = ""):
             )
         if is_dataclass(hints[key]):
             _check_names(value, hints[key], f"{key}.")
-        elif isinstance(value, dict) and "_target_" in value:
-            pass
         else:
             _check_value(f"{prefix}{key}", value, hints[key], known[key].metadata)
 

@@ -39,9 +39,11 @@ def nearest(
     choices: Iterable[str],  # What exists
 ) -> Optional[str]:  # The closest choice, or None where nothing is close
     "Closest spelling of `name` among `choices`, upper and lower case alike."
-    lower = {str(c).lower(): str(c) for c in choices}
-    found = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
-    return lower[found[0]] if found else None
+    names = sorted(map(str, choices))
+    found = get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.6)
+    if not found: return None
+    same = [n for n in names if n.lower() == found[0]]
+    return get_close_matches(str(name), same, n=1, cutoff=0)[0]
 
 # %% ../nbs/00_core.ipynb #2f2e82ec
 def did_you_mean(
@@ -172,14 +174,15 @@ def _find_dotted(name, base, noun, key, trust):
     module, _, attr = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attr)
-    except ImportError as e:
-        raise ConfigError(
-            f"`{key}`: '{name}' cannot be imported ({e}); install the package or correct the name."
-        ) from None
     except AttributeError:
         names = [n for n, o in vars(importlib.import_module(module)).items() if _is_kind(o, base)]
         hint = f"; {did_you_mean(attr, names)}" if names else "."
         raise ConfigError(f"`{key}`: module '{module}' has no '{attr}'{hint}") from None
+    except Exception as e:  # importing runs a stranger's module, which may raise anything
+        raise ConfigError(
+            f"`{key}`: '{name}' cannot be imported ({e}); install the package, or correct the name,"
+            " 'package.module.Class'."
+        ) from None
     if _is_kind(found, base) or (callable(found) and module.split(".")[0] in trust): return found
     what = f"a class, but no {noun}" if inspect.isclass(found) else "no class"
     raise ConfigError(
@@ -229,8 +232,8 @@ def build(
     check_arguments(cls, kwargs, key)
     try:
         return cls(**kwargs)
-    except Im2ImError:
-        raise
+    except Im2ImError as e:
+        raise type(e)(str(e) if str(e).startswith("`") else f"`{key}`: {e}") from e
     except Exception as e:
         shown = {k: v for k, v in kwargs.items() if k not in given}
         raise ConfigError(
@@ -275,6 +278,9 @@ def check_spec(
         near = nearest("_target_", spec)
         hint = f"did you mean '_target_' instead of '{near}'?" if near else "add `_target_: Name`."
         raise ConfigError(f"`{key}._target_` is missing: it names the {noun}; {hint}")
+    for k in spec:
+        if str(k).startswith("_") and k != "_target_":
+            raise ConfigError(f"`{key}.{k}` is no key of a {noun}; did you mean '_target_'?")
     if not isinstance(spec["_target_"], str) or not spec["_target_"].strip():
         raise ConfigError(
             f"`{key}._target_` must be the name of a {noun}; got {spec['_target_']!r}."

@@ -40,7 +40,9 @@ from mmv_im2im.config import (
     save_config,
     to_dict,
 )
-from .core import ConfigError, build, derive_seed, did_you_mean, find_class, write_atomic
+from mmv_im2im.core import (
+    ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
+)
 from .data_modules.data_module import Im2ImDataModule
 from .metrics import METRIC_MODES
 from .models.base import Im2ImModule
@@ -68,7 +70,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: Optional[bool] = None,  # Of Lightning's signature; True whatever it says
     ) -> dict:
         "Load a checkpoint; `ConfigError` where the file is not one."
-        return load_checkpoint(path, map_location)
+        checkpoint = load_checkpoint(path, map_location)
+        folder = Path(path).resolve().parent
+        for state in checkpoint.get("callbacks", {}).values():
+            # the run folder may have been moved: then its best score still counts
+            if "best_model_path" in state:
+                best = state["best_model_path"]
+                state["dirpath"] = str(folder)
+                state["best_model_path"] = str(folder / Path(best).name) if best else ""
+        return checkpoint
 
 
 def load_checkpoint(
@@ -349,6 +359,8 @@ def _locked(folder: Path):
         yield
     finally:
         lock.release()
+        if [p.name for p in folder.iterdir()] == [".lock"]:  # refused before anything was written
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_same(folder: Path, config: dict, begun: bool):
@@ -405,7 +417,11 @@ def prepare(
         )
     check_targets(cfg, trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
-    data.setup()
+    try:
+        data.setup()
+    except DataError as e:
+        if data.path.is_dir(): raise
+        raise DataError(f"`data.path`: {e}") from None
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "init"))
@@ -414,7 +430,42 @@ def prepare(
         )
     cfg = replace(cfg, model=spec)
     model.config = to_dict(cfg)
+    _try_parts(cfg, model, data, trust)
     return cfg, model, data
+
+
+def _try_parts(
+    cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str]
+) -> None:
+    "Make and use once what would otherwise fail within a run; `ConfigError` names its key."
+    for i, c in enumerate(cfg.trainer.callbacks):
+        build(c, "callback", f"trainer.callbacks[{i}]", trust)
+    optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    scheduled = model.make_scheduler(optimizer)["scheduler"] if model.scheduler else None
+    with _named("model.scheduler", model.scheduler):
+        optimizer.step()
+        plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if scheduled: scheduled.step(*[0.0] * plateau)
+    with _named("data.augment", cfg.data.augment):
+        for seed in range(16): data.transform(data.memory(data.train_items[0]), seed)
+    blank = torch.zeros(1, *[16] * cfg.data.spatial_dims)
+    names = ["train/loss", "val/loss", *(f"val/{k}" for k in model.image_figures(blank, blank))]
+    monitor = cfg.trainer.monitor
+    if monitor and monitor not in names:
+        raise ConfigError(
+            f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
+        )
+
+
+@contextmanager
+def _named(key: str, value: Any):
+    "Give the error of a part the name and the value of its key."
+    try:
+        yield
+    except Im2ImError:
+        raise
+    except Exception as e:
+        raise ConfigError(f"`{key}` {value} does not work: {type(e).__name__}: {e}") from e
 
 
 def _arguments(section: Any) -> dict:

@@ -22,8 +22,8 @@ class Case:
     words: tuple  # What the error must say: the key, the value given, the fix
     change: dict = field(default_factory=dict)  # Dotted keys of the small config to change
     text: str | bytes | None = None  # Instead: the whole file
-    flags: tuple = ()  # Further arguments; FOLDER stands for the case's own folder
-    config: str | None = None  # Instead: what `--config` names
+    flags: tuple = ()  # Further arguments
+    config: str | None = None  # Instead: what `--config` names; <FOLDER> is the case's own
     stage: str = "yaml"  # What decides: 'yaml', 'class' (an import) or 'data' (the first images)
 
 
@@ -96,7 +96,7 @@ YAML = [
     yaml_case("tile of 3 sizes", {"predict.tile": [32, 32, 32]}, "`predict.tile`", "[32, 32, 32]", "`data.patch`", "as many"),
     # objects
     yaml_case("no _target_", {"model.scheduler": {"step_size": 3}}, "`model.scheduler._target_`", "missing", "names the learning-rate scheduler"),
-    yaml_case("misspelled _target_", {"model.loss": {"_tarrget_": "MSELoss"}}, "`model.loss._tarrget_`", "did you mean '_target_'"),
+    yaml_case("misspelled _target_", {"model.loss": {"_tarrget_": "MSELoss"}}, "`model.loss._tarrget_`", "no key of a loss", "did you mean '_target_'"),
     yaml_case("net by name only", {"model.net": "UNet"}, "`model.net`", "'UNet'", "{_target_: Name"),
     yaml_case("no net", {"model.net": None}, "`model.net`", "got None", "{_target_: Name"),
     yaml_case("_target_ a number", {"model.optimizer._target_": 5}, "`model.optimizer._target_`", "5", "name of a"),
@@ -119,7 +119,7 @@ YAML = [
     # the command line
     Case("unknown preset", ("'semantic_seg_2'", "no preset", "did you mean 'semantic_seg_2d'"), config="semantic_seg_2"),
     Case("missing file", ("'absent.yaml'", "does not exist", "--list"), config="absent.yaml"),
-    Case("folder that is no run", ("is a folder without config.yaml", "preset's name"), config="FOLDER"),
+    Case("folder that is no run", ("is a folder without config.yaml", "preset's name"), config="<FOLDER>"),
     flag_case("unknown flag", ["--verbos"], "'--verbos'", "no option", "--section.key"),
     flag_case("shortened flag", ["--conf", "a.yaml"], "'--conf'", "did you mean 'config'"),
     flag_case("flag of a section misspelled", ["--trainer.max_epohcs", "5"], "`trainer.max_epohcs`", "did you mean 'max_epochs'"),
@@ -187,7 +187,7 @@ CLASS = [
 
 DATA = [
     data_case("missing folder", {"data.path": "no/such/folder"}, "`data.path`", "no/such/folder", "must be a folder", "there is no folder"),
-    data_case("no folder at all", {"data.path": None}, "`data.path`", "missing", "--data.path"),
+    data_case("no folder at all", {"data.path": None}, "`data.path`", "missing", "--data.path FOLDER"),
     data_case("source folder of another name", {"data.source": "Image"}, "'Image'", "IM", "source"),
     data_case("layout that is not there", {"data.layout": "suffix"}, "*_IM", "no source image", "put images there"),
     data_case("channel that is not there", {"data.source_channels": [3]}, "channels [3]", "has 1 channels", "correct `data.source_channels`"),
@@ -202,6 +202,8 @@ DATA = [
               "`trainer.callbacks[0]`", "'most'", "EarlyStopping refuses"),
     data_case("percentiles the wrong way round", {"data.source_norm": {"_target_": "Percentile", "low": 90, "high": 10}}, "`data.source_norm`", "low=90", "high=10", "low < high"),
     data_case("unknown figure to monitor", {"trainer.monitor": "val/dise"}, "`trainer.monitor`", "'val/dise'", "did you mean 'val/dice'"),
+    data_case("axes that a 2D image has not", {"data.augment": [{"_target_": "RandRotate90d", "prob": 1.0, "spatial_axes": [0, 2]}]},
+              "`data.augment", "[0, 2]", "RandRotate90d"),
     data_case("interval of the scheduler", {"model.scheduler_interval": "often"}, "`model.scheduler_interval`", "'often'", "'epoch' or 'step'"),
     data_case("patch that the rotation turns", {"data.patch": [16, 32]}, "`data.augment`", "[16, 32]", "square patch"),
     data_case("gap wider than the image", {"data.split": "regions", "data.gap": 60}, "`data.gap`", "60", "smaller"),
@@ -219,7 +221,7 @@ def make(case: Case, folder: Path, data: Path) -> list[str]:
     "The arguments of a case; its config is written to `folder`."
     config = case.text
     if config is None: config = changed(CONFIG | {"out": str(folder / "run")}, {"data.path": str(data)} | case.change)
-    path = write_config(folder / "config.yaml", config) if case.config is None else case.config.replace("FOLDER", str(folder))
+    path = write_config(folder / "config.yaml", config) if case.config is None else case.config.replace("<FOLDER>", str(folder))
     return ["--config", str(path), *case.flags]
 
 
@@ -243,7 +245,7 @@ def test_is_refused(case, data, tmp_path, monkeypatch, capsys):
     said = one_paragraph(capsys.readouterr().err)
     assert status == 2
     for word in case.words:
-        assert word.replace("FOLDER", str(tmp_path)) in said, f"{word!r} is not in: {said}"
+        assert word in said, f"{word!r} is not in: {said}"
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left in ([], ["config.yaml"]), f"left behind: {left}"
 
@@ -271,10 +273,10 @@ def test_yaml_alone_needs_no_torch(data, tmp_path, bare_env):
         assert line.split(" ", 1)[1] == "2 []", f"{case.id}: {line}"
 
 
-def seconds(case: Case, folder: Path, data: Path, env: dict) -> float:
-    "Best of two starts of the command, in seconds."
+def seconds(case: Case, limit: float, folder: Path, data: Path, env: dict) -> float:
+    "Best time of a start of the command, in seconds; up to four tries, as the machine may be busy with other things."
     times = []
-    for i in range(2):
+    for i in range(4):
         (folder / str(i)).mkdir()
         argv = make(case, folder / str(i), data)
         begin = time.perf_counter()
@@ -282,14 +284,15 @@ def seconds(case: Case, folder: Path, data: Path, env: dict) -> float:
         times.append(time.perf_counter() - begin)
         assert done.returncode == 2, done.stderr
         one_paragraph(done.stderr)
+        if times[-1] < limit: break
     return min(times)
 
 
 @pytest.mark.parametrize("id", ["key of trainer", "3D patch, 2D net", "python object"])
 def test_yaml_decides_within_two_seconds(id, data, tmp_path, bare_env):
-    assert seconds(next(c for c in YAML if c.id == id), tmp_path, data, bare_env) < 2
+    assert seconds(next(c for c in YAML if c.id == id), 2, tmp_path, data, bare_env) < 2
 
 
 @pytest.mark.parametrize("id", ["os.system", "unknown net"])
 def test_a_class_decides_within_ten_seconds(id, data, tmp_path, bare_env):
-    assert seconds(next(c for c in CLASS if c.id == id), tmp_path, data, bare_env) < 10
+    assert seconds(next(c for c in CLASS if c.id == id), 10, tmp_path, data, bare_env) < 10

@@ -307,13 +307,14 @@ def make_optimizer(self: Im2ImModule,
 def make_scheduler(self: Im2ImModule,
     optimizer: torch.optim.Optimizer,  # Whose learning rate it moves
 ) -> dict:
-    "The scheduler as Lightning takes it."
+    "The scheduler as Lightning takes it; without a trainer it is made for 100 steps."
     spec = self.scheduler
     if isinstance(spec, dict):
         cls = find_class(spec["_target_"], "scheduler", "model.scheduler._target_")
         given = {"optimizer": optimizer}
         if "total_steps" in inspect.signature(cls).parameters and "total_steps" not in spec:
-            given["total_steps"] = int(self.trainer.estimated_stepping_batches)
+            attached = self._trainer is not None
+            given["total_steps"] = int(self.trainer.estimated_stepping_batches) if attached else 100
         made = build(spec, "scheduler", "model.scheduler", **given)
     else:
         made = spec(optimizer)
