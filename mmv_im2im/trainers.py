@@ -433,7 +433,7 @@ def prepare(
     _try_parts(cfg, model, data, trust)
     return cfg, model, data
 
-
+# %% ../nbs/05_trainers.ipynb #c0ffee01
 def _try_parts(
     cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str]
 ) -> None:

@@ -187,8 +187,8 @@ def split_regions(
     rest = n - strip - gap
     if rest < 1:
         raise DataError(f"nothing is left to train on: of {n} pixels along axis {axis}, {strip} "
-                        f"validate and {gap} are the gap; take a smaller `data.val_fraction` or `data.gap`, or "
-                        "more images.")
+                        f"validate and {gap} are the gap; take a smaller "
+                        "`data.val_fraction` or `data.gap`, or more images.")
     first = derive_seed(seed, "regions") % 2 == 0
     train, val = ((n - rest, n), (0, strip)) if first else ((0, rest), (n - strip, n))
     return _on_axis(shape, axis, train), _on_axis(shape, axis, val)
