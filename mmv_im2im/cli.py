@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from mmv_im2im.config import (
+    RUN_CONFIG,
     Config,
     config_keys,
     load_config,
@@ -130,14 +131,15 @@ def _number(x: Optional[float]) -> str: return "-" if x is None else f"{x:.4g}"
 
 # %% ../nbs/06_cli.ipynb #8fcf7402
 def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
-    "The predictor that `predict.checkpoint`, or the run folder given as config, means."
+    "The predictor of `predict.checkpoint`, of the run given as config, or of the config's run."
     from mmv_im2im.inference.predictor import Predictor
     p = cfg.predict
-    where = p.checkpoint or (config_name if Path(config_name).is_dir() else None)
+    runs = [config_name, cfg.out or ""]
+    where = p.checkpoint or next((r for r in runs if (Path(r) / RUN_CONFIG).is_file()), None)
     if where is None:
         raise ConfigError(
-            "`predict.checkpoint` is missing: name a checkpoint or a run folder, or give the run"
-            " folder as `--config`."
+            f"`predict.checkpoint` is missing, and '{cfg.out}' holds no run: name a checkpoint or a"
+            " run folder, or give the run folder as `--config`."
         )
     return Predictor(
         where,
@@ -165,7 +167,7 @@ def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     outcome = model.predict_folder(
         cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities
     )
-    print(f"{len(outcome.done)} images written to {out}")
+    print(f"{len(outcome.done)} images written to {out} by {model.path}")
     return _end(outcome)
 
 

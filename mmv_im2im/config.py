@@ -229,7 +229,7 @@ class TrainerConfig:
     accumulate_grad_batches: int = option(1, low=1)
     deterministic: bool = False  # Only algorithms that repeat exactly on a GPU; slower
     check_val_every_n_epoch: int = option(1, low=1)  # Validate every so many epochs
-    log_every_n_steps: int = option(10, low=1)  # Log training figures every so many steps
+    log_every_n_steps: int = option(10, low=1)  # Log train/loss_step every so many steps
     # Use only so many batches (a whole number above 1) or this fraction of an epoch
     limit_train_batches: Optional[float] = option(None, low=0)
     enable_progress_bar: bool = True  # Show a progress bar
@@ -247,6 +247,8 @@ class TrainerConfig:
 # %% ../nbs/01_config.ipynb #68dadeb0
 def _check_trainer(trainer: TrainerConfig):
     _check_section(trainer, "trainer.")
+    if trainer.max_epochs == 0:
+        raise ConfigError("`trainer.max_epochs` is 0, which trains nothing; give 1 or more, or -1.")
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
         raise ConfigError(
             "`trainer.max_epochs` and `trainer.max_steps` are both -1 and `trainer.max_time` is"

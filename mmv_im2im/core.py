@@ -96,6 +96,11 @@ def _umask() -> int:
     return mask
 
 # %% ../nbs/00_core.ipynb #12046d42
+def _a(noun: str) -> str:
+    "The noun with its article."
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
 _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "net": ("torch.nn.Module", "network",
             ("mmv_im2im.models.*", "monai.networks.nets", "torch.nn")),
@@ -156,7 +161,7 @@ def find_class(
     base_name, noun, namespaces = _KINDS[kind]
     if not isinstance(name, str) or not name.strip():
         raise ConfigError(
-            f"`{key}` must be the name of a {noun}, such as 'UNet' or 'package.module.Class'; got"
+            f"`{key}` must be the name of {_a(noun)}, such as 'UNet' or 'package.module.Class'; got"
             f" {name!r}."
         )
     base = _load(base_name)
@@ -186,7 +191,7 @@ def _find_dotted(name, base, noun, key, trust):
     if _is_kind(found, base) or (callable(found) and module.split(".")[0] in trust): return found
     what = f"a class, but no {noun}" if inspect.isclass(found) else "no class"
     raise ConfigError(
-        f"`{key}`: '{name}' is {what}; name a {noun} (a subclass of"
+        f"`{key}`: '{name}' is {what}; name {_a(noun)} (a subclass of"
         f" {base.__module__}.{base.__qualname__}). A callable of a package that you trust is"
         f" accepted with `--trust {module.split('.')[0]}`."
     )
@@ -271,7 +276,7 @@ def check_spec(
     noun = _KINDS[kind][1]
     if not isinstance(spec, dict):
         raise ConfigError(
-            f"`{key}` must describe a {noun} as {{_target_: Name, argument: value, ...}}; got"
+            f"`{key}` must describe {_a(noun)} as {{_target_: Name, argument: value, ...}}; got"
             f" {spec!r}."
         )
     if "_target_" not in spec:
@@ -280,10 +285,10 @@ def check_spec(
         raise ConfigError(f"`{key}._target_` is missing: it names the {noun}; {hint}")
     for k in spec:
         if str(k).startswith("_") and k != "_target_":
-            raise ConfigError(f"`{key}.{k}` is no key of a {noun}; did you mean '_target_'?")
+            raise ConfigError(f"`{key}.{k}` is no key of {_a(noun)}; did you mean '_target_'?")
     if not isinstance(spec["_target_"], str) or not spec["_target_"].strip():
         raise ConfigError(
-            f"`{key}._target_` must be the name of a {noun}; got {spec['_target_']!r}."
+            f"`{key}._target_` must be the name of {_a(noun)}; got {spec['_target_']!r}."
         )
     for k in spec:
         if not isinstance(k, str):

@@ -136,7 +136,10 @@ class MetricsCSV(Logger):
     ):
         "Add figures to the row of their epoch and step."
         epoch = int(metrics.get("epoch", -1))
-        figures = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        figures = {
+            k: float(v) for k, v in metrics.items() if k != "epoch" and not k.endswith("_step")
+        }
+        if not figures: return
         row = {"epoch": epoch, "step": step} | figures
         last = self.rows[-1] if self.rows else None
         if last and (last["epoch"], last["step"]) == (epoch, step): last.update(row)
@@ -207,6 +210,18 @@ class Pictures(pl.Callback):
         return part.detach().float().cpu().numpy()
 
 # %% ../nbs/05_trainers.ipynb #1a30747e
+class _Bar(pl.callbacks.TQDMProgressBar):
+    "Lightning's bar, without the version of a logger."
+    def get_metrics(self, trainer, pl_module):
+        figures = super().get_metrics(trainer, pl_module)
+        return {k: v for k, v in figures.items() if k != "v_num"}
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    "False for what Lightning says of its maker's services, and of TPUs, at each start."
+    return not record.getMessage().startswith(("💡 Tip", "TPU available"))
+
+
 class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
     def __init__(self,
@@ -234,6 +249,12 @@ class Im2ImTrainer(pl.Trainer):
             kwargs["plugins"] = [*(kwargs.get("plugins") or []), AtomicCheckpointIO()]
         kwargs.setdefault("logger", False)
         kwargs["enable_checkpointing"] = self.run_folder is not None
+        given = kwargs.get("callbacks") or []
+        if kwargs.get("enable_progress_bar") is not False and not any(
+            isinstance(c, pl.callbacks.ProgressBar) for c in given
+        ):
+            kwargs["callbacks"] = [*given, _Bar()]
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advice)
         super().__init__(**kwargs)
 
 # %% ../nbs/05_trainers.ipynb #d3d07bbb
@@ -562,6 +583,7 @@ def _logged(folder: Path):
             ".*number of training batches.*",
             ".*isinstance.treespec.*",
             ".*exists and is not empty.*",
+            ".*could not find the monitored key.*",
         ):
             warnings.filterwarnings("ignore", text)
         try:

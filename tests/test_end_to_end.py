@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,6 +282,15 @@ def test_trained_by_the_shell_predicted_by_api_and_by_shell(tmp_path):
     assert 0 < by_shell.mean() < 1, "the prediction has both objects and background"
     np.testing.assert_array_equal(by_shell, by_api)
     np.testing.assert_array_equal(by_shell, here)
+
+
+def test_a_yaml_that_trained_predicts_with_its_run(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_yaml(Path("mine.yaml"), SEGMENT | {"data": SEGMENT["data"] | {"path": str(pairs)}})
+    predict = ("--config", "mine.yaml", "--mode", "predict", "--predict.path", pairs)
+    assert run(*predict) == 2 and "'runs/mine' holds no run" in " ".join(capsys.readouterr().err.split())
+    assert run("--config", "mine.yaml") == 0 and run(*predict) == 0
+    assert len(list(Path("runs/mine/predictions").glob("*.ome.tif"))) == 6
 
 
 def test_volumes_from_python_to_files(tmp_path, restorer, volumes):

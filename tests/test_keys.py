@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import tifffile
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from chain import REGRESS, SEGMENT, run, same_weights, write_yaml
 
 from mmv_im2im.config import Config, DataConfig, PredictConfig, TrainerConfig, from_dict
@@ -57,6 +58,13 @@ def _best(run: Run, figure: str, pick) -> bool:
     return run.result["monitor"] == figure and run.result["best_score"] == pytest.approx(pick(r[figure] for r in run.metrics), rel=1e-6)
 
 
+def _points(run: Run, figure: str) -> int:
+    "How many points of a figure TensorBoard has."
+    board = EventAccumulator(str(run.folder / "tensorboard"))
+    board.Reload()
+    return len(board.Scalars(figure)) if figure in board.Tags()["scalars"] else 0
+
+
 # key: (value and what else it needs, what must be true of the run and of what was seen)
 TRAINED = {
     "max_epochs": ({"max_epochs": 3}, lambda r, w: w.trainer.current_epoch == 3 and len(r.metrics) == 3),
@@ -80,6 +88,7 @@ TRAINED = {
                   lambda r, w: w.trainer.current_epoch == 1),
     "log_every_n_steps": ({"log_every_n_steps": 1, "callbacks": [{"_target_": "LearningRateMonitor", "logging_interval": "step"}]},
                           lambda r, w: len({m["step"] for m in r.metrics}) == 8),
+    "log_every_n_steps (TensorBoard)": ({"log_every_n_steps": 2}, lambda r, w: _points(r, "train/loss_step") == 4),
 }
 # keys that need other hardware to be seen at work: the value that must reach Lightning
 HANDED_ON = {"accelerator": "gpu", "devices": [0, 1], "strategy": "ddp", "num_nodes": 3}

@@ -73,6 +73,12 @@ def test_a_notebook_imports_from_smaller_numbers():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_outputs_show_without_a_kernel(name):
+    text = (NBS / name).read_text(encoding="utf-8")
+    assert '"application/vnd.jupyter.widget' not in text, "execute it with `make notebooks`, which leaves out widgets"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_begins_with_its_title(name):
     first = cells(name)[0]
     assert first["cell_type"] == "markdown"

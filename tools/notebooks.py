@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _settings = ConfigParser(delimiters=["="], interpolation=None)
 _settings.read(ROOT / "settings.ini", encoding="utf-8")
 FLAGS = _settings["DEFAULT"]["tst_flags"].split()
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SKIP = re.compile(rf"^#\s*\|\s*(eval:\s*false|{'|'.join(FLAGS)})\s*$", re.M | re.I)
 
 
@@ -29,6 +30,14 @@ class Client(NotebookClient):
         if cell.cell_type == "code" and SKIP.search(cell.source):
             return cell
         return await super().async_execute_cell(cell, cell_index, *args, **kwargs)
+
+
+def drop_widgets(nb) -> None:
+    "Leave out progress bars that are widgets: without a kernel they show nothing."
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
 
 
 def execute(path: Path) -> bool:
@@ -43,6 +52,7 @@ def execute(path: Path) -> bool:
     except CellExecutionError as e:
         print(f"{name}: {e}", file=sys.stderr)
         return False
+    drop_widgets(nb)
     nbformat.write(nb, path)
     print(f"{name}: {time.time() - begin:.0f} s")
     return True

@@ -36,12 +36,14 @@ def _by_stem(files: Iterable[tuple[str, Path]], where: str) -> dict[str, Path]:
     return found
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #3a58c462
-def _find_suffix(path: Path) -> dict[str, dict[str, Path]]:
+def _find_suffix(path: Path, names: dict[str, str]) -> dict[str, dict[str, Path]]:
     "Files of layout 1, by key and by stem."
-    files = {"IM": [], "GT": [], "CM": []}
+    files = {key: [] for key in names}
+    longest_first = sorted(names, key=lambda key: -len(names[key]))
     for p in list_images(path):
-        stem, _, end = image_stem(p).rpartition("_")
-        if stem and end in files: files[end].append((stem, p))
+        stem = image_stem(p)
+        key = next((k for k in longest_first if stem[1:].endswith(f"_{names[k]}")), None)
+        if key: files[key].append((stem.removesuffix(f"_{names[key]}"), p))
     return {k: _by_stem(f, str(path)) for k, f in files.items()}
 
 
@@ -57,25 +59,27 @@ def _find_folders(path: Path, names: dict[str, str]) -> dict[str, dict[str, Path
 # %% ../../nbs/data_modules/01_layouts.ipynb #af717669
 def _recognise(path: Path, names: dict[str, str]) -> str:
     "The layout of a folder, by what is in it."
-    suffix = any(_find_suffix(path).values())
+    suffix = any(_find_suffix(path, names).values())
     folders = (path / names["IM"]).is_dir()
     if suffix and folders:
-        raise DataError(f"{path} has files *_IM, *_GT and a folder '{names['IM']}', too; say which "
-                        "to take with `layout='suffix'` or `layout='folders'`.")
+        raise DataError(f"{path} has files *_{names['IM']}, *_{names['GT']} and a folder "
+                        f"'{names['IM']}', too; say which to take with `data.layout`: suffix or "
+                        "folders.")
     if suffix or folders: return "suffix" if suffix else "folders"
     seen = [p for p in path.iterdir() if not p.name.startswith(".")]
     has = [p.name + ("/" if p.is_dir() else "") for p in seen]
-    raise DataError(f"{path} must hold images named *_IM.* and *_GT.*, or folders '{names['IM']}' "
-                    f"and '{names['GT']}'; it holds {_some(has) or 'nothing'}. Rename, or name the "
-                    "folders with `source` and `target`.")
+    raise DataError(f"{path} must hold images named *_{names['IM']}.* and *_{names['GT']}.*, or "
+                    f"folders '{names['IM']}' and '{names['GT']}'; it holds "
+                    f"{_some(has) or 'nothing'}. Rename, or give your own names with `data.source` "
+                    "and `data.target`.")
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #074c36d7
 def find_samples(
     path: str | Path,  # The folder of the data
     layout: str = "auto",  # 'auto', 'suffix' (or '1') or 'folders' (or '2')
-    source: str = "IM",  # Layout 2: name of the folder with source images
-    target: str = "GT",  # Layout 2: name of the folder with targets
-    costmap: str = "CM",  # Layout 2: name of the folder with cost maps
+    source: str = "IM",  # Suffix, or folder, of the source images
+    target: str = "GT",  # Suffix, or folder, of the targets
+    costmap: str = "CM",  # Suffix, or folder, of the cost maps
     need_target: bool = True,  # False to accept sources without a target
 ) -> list[dict[str, Path]]:  # A dict for each sample: `IM`, `GT`, perhaps `CM`; sorted by name
     "Pair the files of a folder; `DataError` where a partner is missing."
@@ -88,7 +92,7 @@ def find_samples(
     layout = _LAYOUTS[layout]
     if layout == "auto": layout = _recognise(path, names)
     if layout == "folders": _check_folders(path, names, need_target)
-    found = _find_suffix(path) if layout == "suffix" else _find_folders(path, names)
+    found = _find_suffix(path, names) if layout == "suffix" else _find_folders(path, names)
     _check_pairs(path, found, need_target, layout, names)
     return [{k: files[stem] for k, files in found.items() if stem in files}
             for stem in sorted(found["IM"])]
@@ -106,7 +110,7 @@ def _check_folders(path: Path, names: dict[str, str], need_target: bool):
 def _check_pairs(path: Path, found: dict, need_target: bool, layout: str, names: dict[str, str]):
     "Every target and every cost map has its source, and every source its target if needed."
     sources = set(found["IM"])
-    label = {k: f"*_{k}" if layout == "suffix" else f"in '{names[k]}'" for k in names}
+    label = {k: f"*_{names[k]}" if layout == "suffix" else f"in '{names[k]}'" for k in names}
     for key, what in (("GT", "target"), ("CM", "cost map")):
         alone = [found[key][s].name for s in set(found[key]) - sources]
         if alone:

@@ -152,7 +152,7 @@ class Predictor:
         # Segmentation: probabilities instead of a mask or class numbers
         probabilities: bool = False,
         progress: bool = False,  # Show a bar over tiles
-    ) -> Any:  # Axes and kind of the input; a channel axis only where there are several channels
+    ) -> Any:  # Kind of the input; its axes in the order TCZYX, a lone channel only among all five
         "Predict an image; `DataError` where it does not fit the model."
         if isinstance(image, (str, Path)):
             return self._predict_file(image, axes, probabilities, progress)
@@ -161,7 +161,7 @@ class Predictor:
             return torch.from_numpy(self(array, axes, probabilities, progress))
         axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
         out = self._predict_times(_to_tczyx(image, axes), "the image", probabilities, progress)
-        return _like(out, axes + "C")
+        return out if len(axes) == 5 else _like(out, axes + "C")
 
 # %% ../../nbs/inference/00_predictor.ipynb #a69e7cee
 def _device(name: str) -> torch.device:

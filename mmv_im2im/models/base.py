@@ -148,6 +148,8 @@ def training_step(self: Im2ImModule,
     n = len(batch["IM"])
     self._seen += n
     for k, v in parts.items(): self._sums[k] = self._sums.get(k, 0.) + v.detach().float() * n
+    step = {"on_step": True, "on_epoch": False, "batch_size": n}
+    self.log("train/loss_step", parts["loss"].detach(), **step)
     return parts["loss"]
 
 
