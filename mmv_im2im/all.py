@@ -8,7 +8,10 @@ from mmv_im2im.data_modules.images import *
 from mmv_im2im.data_modules.layouts import *
 from mmv_im2im.data_modules.samples import *
 from mmv_im2im.data_modules.transforms import *
+from mmv_im2im.data_modules.recipe import *
+from mmv_im2im.data_modules.caching import *
 from mmv_im2im.data_modules.data_module import *
+from mmv_im2im.data_modules.describe import *
 from mmv_im2im.models.base import *
 from mmv_im2im.models.losses import *
 from mmv_im2im.models.fcn import *

@@ -47,6 +47,7 @@ def _type_text(tp: Any) -> str:
     if get_origin(tp) is tuple or get_origin(tp) is list:
         return f"a list of {_type_text(get_args(tp)[0]).removeprefix('a ')}s"
     if _is_optional(tp): return f"{_type_text(_inner(tp))} or null"
+    if tp is Any: return "any"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return words.get(tp, "a mapping")
 
@@ -123,16 +124,24 @@ _DEFAULT_AUGMENT = [
 @dataclass
 class DataConfig:
     "Where the images are and how they become batches."
-    path: Optional[str] = None  # Folder with the images
-    # How the folder is organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
-    # names (folders), or found out (auto)
-    layout: str = option("auto", choices=("auto", "suffix", "folders"))
+    # Folder with the images, a csv, or two of them: {train: ..., val: ...}
+    path: Any = None
+    # How the images are organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
+    # names (folders), a table of paths (csv), folders train and val (split), or found out (auto)
+    layout: str = option("auto", choices=("auto", "suffix", "folders", "csv", "split"))
+    # Every source has its target (paired), the two are separate collections (unpaired), or there
+    # are sources alone (source)
+    pairing: str = option("paired", choices=("paired", "unpaired", "source"))
+    nested: bool = False  # Search sub-folders, too
     source: str = "IM"  # Sub-folder, or suffix, of the source images
     target: str = "GT"  # Sub-folder, or suffix, of the target images
     # Sub-folder, or suffix, of the optional cost maps: weight per pixel, 0 = ignore
     costmap: str = "CM"
     # What a target is: intensities (image) or object numbers and classes (label)
     target_kind: str = option("image", choices=("image", "label"))
+    # What labels are made into: objects numbered from 1 (instances), numbers kept (classes), 0 and
+    # 1 (binary); null = as they are in the file
+    label_kind: Optional[str] = option(None, choices=("instances", "classes", "binary"))
     # Channels of the source file to use, counted from 0; null = all
     source_channels: Optional[List[int]] = option(None, low=0)
     # Channels of the target file to use, counted from 0; null = all
@@ -141,8 +150,11 @@ class DataConfig:
     source_axes: Optional[str] = None
     target_axes: Optional[str] = None  # The same for target files
     scene: int = option(0, low=0)  # Which image of a file that holds several
+    # Which resolution of a file that holds several, 0 = the finest
+    level: int = option(0, low=0)
     # Planes in Z to use, counted from 0; null = all
     planes: Optional[List[int]] = option(None, low=0)
+    time_points: bool = False  # Take every time point of a movie as a sample of its own
     # Hold back whole files, or a region of each image, for validation; auto = by files where
     # there are at least 5
     split: str = option("auto", choices=("auto", "files", "regions"))
@@ -153,8 +165,19 @@ class DataConfig:
     patch: Tuple[int, ...] = option((128, 128), low=1)
     # Random patches of each image per epoch; null = as many as cover it
     patches_per_image: Optional[int] = option(None, low=1)
+    # Where patches are cut: anywhere (random), around foreground, where the cost map is large
+    # (costmap), or side by side (grid)
+    sampling: str = option("random", choices=("random", "foreground", "costmap", "grid"))
+    # Draw a patch again, up to 20 times, where less than this part of it is foreground
+    min_foreground: float = option(0.0, low=0, high=1)
     batch_size: int = option(8, low=1)  # Patches per training step and process
-    num_workers: int = option(0, low=0)  # Processes that load data beside the training; 0 = none
+    # Processes that load data beside the training; 0 = none, null = chosen for the machine
+    num_workers: Optional[int] = option(None, low=0)
+    isotropic: bool = False  # Resample Z so that voxels are as deep as they are wide
+    # Voxel size [Z, Y, X] in micrometres of files that do not say; null = the files say
+    pixel_size: Optional[List[float]] = option(None, low=0)
+    # Pad every image to a multiple of so many pixels
+    pad_multiple: int = option(1, low=1)
     # Normalisation of the source; null = none
     source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})
     target_norm: Optional[Dict[str, Any]] = None  # Normalisation of an image target; null = none
@@ -164,8 +187,18 @@ class DataConfig:
     # Validate on whole images up to so many pixels per epoch
     val_pixels: int = option(4_000_000, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
-    # Keep decoded images in memory up to so many GB per process
-    cache_gb: float = option(2.0, low=0)
+    # Keep prepared images: in memory while there is room, on disk for later runs, too, or not
+    cache: str = option("memory", choices=("none", "memory", "disk"))
+    cache_gb: float = option(2.0, low=0)  # Room in memory, in GB per process
+    cache_dir: Optional[str] = None  # Folder of the cache on disk; null = the user's cache folder
+    # Room on disk, in GB; what was not used for longest leaves first; null = no limit
+    cache_limit_gb: Optional[float] = option(None, low=0)
+    # Where the disk is full: stop, or go on without caching more (skip)
+    cache_full: str = option("stop", choices=("stop", "skip"))
+    # Fraction of the training images that is in memory at a time; null = all
+    portion: Optional[float] = option(None, low=0.0001, high=1)
+    # Another portion takes its place every so many epochs
+    portion_epochs: int = option(1, low=1)
 
     def __post_init__(self): _check_data(self)
 
@@ -174,6 +207,21 @@ class DataConfig:
 
 # %% ../nbs/01_config.ipynb #3c4f1c96
 _AXES = "TCZYXS"
+
+
+def _check_path(path: Any):
+    "A folder or csv, or one for each of `train` and `val`."
+    if path is None or isinstance(path, str): return
+    names = ("train", "val")
+    if isinstance(path, dict):
+        if set(path) == set(names) and all(isinstance(p, str) for p in path.values()): return
+        for k in path:
+            if k not in names:
+                raise ConfigError(f"`data.path.{k}` is no key; {did_you_mean(str(k), names)}")
+    raise ConfigError(
+        "`data.path` must be a text, the folder with the images or a csv, or two of them, {train:"
+        f" ..., val: ...}}; got {path!r}."
+    )
 
 
 def _check_data(data: DataConfig):
@@ -189,10 +237,34 @@ def _check_data(data: DataConfig):
             "`data.target_norm` must be null where `data.target_kind` is label: object numbers are"
             " not intensities. Remove `target_norm`, or set `target_kind: image`."
         )
-    if len({data.source, data.target, data.costmap}) < 3:
+    _check_path(data.path)
+    if data.portion and data.num_workers:
+        raise ConfigError(
+            f"`data.num_workers` is {data.num_workers}, but with `data.portion` the images are held"
+            " by the training process alone; set it to 0 or null."
+        )
+    if data.isotropic and len(data.patch) == 2:
+        raise ConfigError(
+            "`data.isotropic` resamples stacks, but `data.patch` has 2 sizes; give it 3, [Z, Y, X],"
+            " or set `isotropic: false`."
+        )
+    if data.pixel_size and (len(data.pixel_size) != 3 or 0 in data.pixel_size):
+        raise ConfigError(
+            "`data.pixel_size` must be 3 numbers above 0, [Z, Y, X] in micrometres; got"
+            f" {data.pixel_size}."
+        )
+    if data.label_kind and data.target_kind == "image":
+        raise ConfigError(
+            "`data.label_kind` is for labels, but `data.target_kind` is image; remove it, or set"
+            " `target_kind: label`."
+        )
+    one_file = data.source_channels and data.target_channels and data.source == data.target
+    if len({data.source, data.target, data.costmap}) < (2 if one_file else 3):
         raise ConfigError(
             f"`data.source`, `data.target` and `data.costmap` must differ; got '{data.source}', "
-            f"'{data.target}', '{data.costmap}'. Give each its own sub-folder or suffix."
+            f"'{data.target}', '{data.costmap}'. Give each its own sub-folder or suffix; where one"
+            " file holds source and target, choose `data.source_channels` and"
+            " `data.target_channels`."
         )
     for name in ("source_axes", "target_axes"):
         axes = getattr(data, name)
@@ -608,7 +680,7 @@ def parse_overrides(
                 raise ConfigError(
                     f"`--{key}` goes inside `{p}`, which was given a plain value before."
                 )
-        text = _is_text(key) and value != "null"
+        text = (_is_text(key) or key == "data.path" and value[:1] != "{") and value != "null"
         place[last] = value if text else read_yaml(value, f"--{key}")
     return out
 
@@ -641,7 +713,8 @@ def check_targets(
         _check_target(t, "transform", f"data.augment[{i}]", trust, ("keys",))
     for i, c in enumerate(cfg.trainer.callbacks):
         _check_target(c, "callback", f"trainer.callbacks[{i}]", trust)
-    cls.check(cfg.model, spatial_dims=cfg.data.spatial_dims, target_kind=cfg.data.target_kind)
+    cls.check(cfg.model, spatial_dims=cfg.data.spatial_dims, target_kind=cfg.data.target_kind,
+              pairing=cfg.data.pairing)
 
 
 def _check_target(
@@ -677,7 +750,7 @@ def _section_keys(cls: type, prefix: str) -> list[dict]:
         shown = yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6)
         rows.append({
             "key": f"{prefix}{f.name}",
-            "type": "any" if hints[f.name] is Any else _type_text(hints[f.name]),
+            "type": _type_text(hints[f.name]),
             "default": shown.removesuffix("...\n").strip(),
             "allowed": ", ".join(meta.get("choices") or limits),
             "help": " ".join((comments.get(f.name) or "").split()),

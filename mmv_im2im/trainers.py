@@ -441,7 +441,7 @@ def prepare(
     try:
         data.setup()
     except DataError as e:
-        if data.path.is_dir(): raise
+        if not isinstance(data.path, Path) or data.path.exists(): raise
         raise DataError(f"`data.path`: {e}") from None
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
     with torch.random.fork_rng(devices=[]):
@@ -468,7 +468,7 @@ def _try_parts(
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if scheduled: scheduled.step(*[0.0] * plateau)
     with _named("data.augment", cfg.data.augment):
-        for seed in range(16): data.transform(data.memory(data.train_items[0]), seed)
+        for seed in range(16): data.first_patch(seed)
     blank = torch.zeros(1, *[16] * cfg.data.spatial_dims)
     names = ["train/loss", "val/loss", *(f"val/{k}" for k in model.image_figures(blank, blank))]
     monitor = cfg.trainer.monitor

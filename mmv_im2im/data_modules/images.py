@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['is_image', 'image_stem', 'list_images', 'ImageInfo', 'image_info', 'read_image', 'write_image', 'check_finite']
 
-# %% ../../nbs/data_modules/00_images.ipynb #c922e9b1
+# %% ../../nbs/data_modules/00_images.ipynb #0f1900e2
+import json
 import logging
 import math
+import os
 import re
 import struct
 import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from operator import index as as_index
 from pathlib import Path
 from typing import Any, Iterator, Optional, Sequence
 from xml.etree import ElementTree
@@ -23,45 +27,144 @@ import tifffile
 
 from ..core import DataError, did_you_mean, write_atomic
 
-# %% ../../nbs/data_modules/00_images.ipynb #334c21e7
-_SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif", ".png", ".jpeg", ".jpg")
+# %% ../../nbs/data_modules/00_images.ipynb #00e67f7e
+_SUFFIXES = (".tif", ".tiff", ".zarr", ".png", ".jpg", ".jpeg", ".npy", ".czi", ".nd2", ".lif")
 _TIFFS = (".tif", ".tiff")
 
 
 def is_image(
-    path: str | Path,  # The file; it is not opened
+    path: str | Path,  # The file, or the folder of a zarr; it is not opened
 ) -> bool:
     "Whether the name ends like that of an image; hidden files are none."
-    name = Path(path).name.lower()
-    return name.endswith(_SUFFIXES) and not name.startswith(".")
+    name = _name(path)
+    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
 
 
+def _name(path: str | Path) -> str:
+    "What stands behind the last slash."
+    return path.name if isinstance(path, Path) else os.path.basename(os.fspath(path).rstrip("/"))
+
+# %% ../../nbs/data_modules/00_images.ipynb #efa49e64
 def image_stem(
     path: str | Path,  # A file name, with or without folders
 ) -> str:  # `'a'` for `'folder/a.ome.tif'`
     "The file's name without all that marks it as an image."
-    name = Path(path).name
-    ends = [s for s in _SUFFIXES if name.lower().endswith(s)]
-    return name[:-len(ends[0])] if ends else Path(name).stem
+    name = _name(path)
+    stem, _, end = name.rpartition(".")
+    if end.lower() in ("tif", "tiff", "zarr") and stem[-4:].lower() == ".ome": stem = stem[:-4]
+    return stem or name
 
-# %% ../../nbs/data_modules/00_images.ipynb #4722f401
+# %% ../../nbs/data_modules/00_images.ipynb #b0dc422b
 def list_images(
-    folder: str | Path,  # Sub-folders are not searched
+    folder: str | Path,  # Hidden files and folders in it are passed over
+    nested: bool = False,  # Search its sub-folders, too
 ) -> list[Path]:  # Sorted by name
     "The images in a folder; `DataError` where there is no such folder."
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() or is_image(folder) and _is_zarr(folder):
         raise DataError(f"{folder} must be a folder with images; {_what_is(folder)}")
-    return sorted(p for p in folder.iterdir() if is_image(p) and p.is_file())
+    return [Path(p) for p in _walk(str(folder), nested, set())]
 
 
+def _walk(folder: str, nested: bool, seen: set) -> Iterator[str]:
+    "Paths of the images, in the order of their names; a folder that is linked twice counts once."
+    here = os.stat(folder)
+    if (here.st_dev, here.st_ino) in seen: return
+    seen.add((here.st_dev, here.st_ino))
+    with os.scandir(folder) as found: entries = sorted(found, key=lambda e: e.name)
+    for e in entries:
+        name = e.name.lower()
+        if name.startswith("."): continue
+        is_folder = e.is_dir(follow_symlinks=False)  # known from the listing, and so is a link
+        if name.endswith(_SUFFIXES) and (is_folder == name.endswith(".zarr") or e.is_symlink()):
+            yield e.path
+        elif nested and e.is_dir():
+            yield from _walk(e.path, nested, seen)
+
+# %% ../../nbs/data_modules/00_images.ipynb #62f38cde
 def _what_is(path: Path) -> str:
     "What stands at `path`, and which sibling has a name like it."
-    if path.is_dir(): return "it is a folder."
+    if path.is_dir(): return "it is an image itself." if _is_zarr(path) else "it is a folder."
     if path.exists(): return "it is a file."
+    if path.is_symlink(): return f"it is a link to {os.readlink(path)}, which is not there."
     if not path.parent.is_dir(): return f"there is no folder {path.parent} either."
     names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    return "there is none of that name" + (f"; {did_you_mean(path.name, names)}" if names else ".")
+    near = did_you_mean(path.name, names) if 0 < len(names) < 2000 else ""
+    return "there is none of that name" + (f"; {near}" if near else ".")
+
+
+def _is_zarr(folder: Path) -> bool:
+    "Whether a folder holds a zarr."
+    return folder.suffix.lower() == ".zarr" or any((folder/name).is_file() for name in _ZARR_FILES)
+
+
+_ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
+
+# %% ../../nbs/data_modules/00_images.ipynb #c59dcd74
+class _File:
+    "What all opened files have in common; `open` says what they hold."
+    n_scenes = n_levels = 1
+    axes, shape, dtype = "", (), None
+
+    def __init__(self, path: Path, scene: int, level: int):
+        self.path, self.scene, self.level = path, scene, level
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def grain(self) -> tuple[int, ...]:
+        "Pixels along each axis that are read together: by default those of a plane."
+        return tuple(n if a in "YXS" else 1 for a, n in zip(self.axes, self.shape))
+
+    def about(self):
+        "Channel names, perhaps none, and the pixel size `(Z, Y, X)` in micrometres."
+        return [], (None, None, None)
+
+    def close(self): pass
+
+# %% ../../nbs/data_modules/00_images.ipynb #f6b4a804
+def _check(file: _File, n_scenes: int = 1, n_levels: int = 1):
+    "Keep the numbers of scenes and levels; `DataError` unless those asked for exist."
+    file.n_scenes, file.n_levels = n_scenes, n_levels
+    for name, n in dict(scene=n_scenes, level=n_levels).items():
+        given = getattr(file, name)
+        if not 0 <= given < n:
+            raise DataError(f"`{name}` must be 0 to {n - 1} for {file.path}, which has {n}; "
+                            f"got {given}.")
+
+
+def _require(package: str, install: str, path: Path):
+    "A package that only one format needs."
+    try:
+        return import_module(package)
+    except ImportError as e:
+        raise DataError(f"{path} is read with the package {package}, which cannot be imported "
+                        f"({e}); install it with: pip install {install}") from e
+
+# %% ../../nbs/data_modules/00_images.ipynb #1d192386
+def _pick(array, index: Sequence[Sequence[int]]):
+    "`array[np.ix_(*index)]`, cut where positions follow each other, picked one by one elsewhere."
+    array = array[tuple(slice(None) if (s := _slice(keep)) is None else s for keep in index)]
+    for axis, keep in enumerate(index):
+        if _slice(keep) is None: array = array[(slice(None),) * axis + (list(keep),)]
+    return array
+
+
+def _slice(keep: Sequence[int]) -> Optional[slice]:
+    "Positions as a slice, None where they do not run upwards evenly."
+    if isinstance(keep, range):
+        return slice(keep.start, keep.stop, keep.step) if keep.step > 0 else None
+    a, n = keep[0], len(keep)
+    return slice(a, a + n) if list(keep) == list(range(a, a + n)) else None
+
+
+def _hull(keep: Sequence[int]) -> tuple[int, int]:
+    "The smallest `(start, stop)` around the positions."
+    ends = (keep[0], keep[-1]) if isinstance(keep, range) else (min(keep), max(keep))
+    return min(ends), max(ends) + 1
 
 # %% ../../nbs/data_modules/00_images.ipynb #f1445866
 @contextmanager
@@ -86,72 +189,130 @@ _DAMAGE = re.compile(r"corrupted tag list|invalid offset to|invalid page offset|
                      r"|invalid value offset|missing data|failed to read")
 
 
-class _Tiff:
+class _Tiff(_File):
     "An opened TIFF; pages are read one by one, and only those asked for."
-    def __init__(self, path: Path, scene: int):
-        self.path = path
+    file = None
+
+    def open(self):
         with _records("tifffile", "tifffile.tifffile") as said:
-            self.file = tifffile.TiffFile(path)
-            try:
-                self._read_header(scene)
-                broken = [m for m in said if _DAMAGE.search(m)]
-                if broken: raise DataError(_incomplete(path, broken[0].split("> ")[-1]))
-            except BaseException:
-                self.file.close()
-                raise
+            self.file = tifffile.TiffFile(self.path)
+            self._read_header()
+            broken = [m for m in said if _DAMAGE.search(m)]
+            if broken: raise DataError(_incomplete(self.path, broken[0].split("> ")[-1]))
 
-    def _read_header(self, scene: int):
-        self.n_scenes = len(self.file.series)
-        self.series = self.file.series[_check_scene(self.path, scene, self.n_scenes)]
+    def _read_header(self):
+        n = len(self.file.series)
+        self.full = self.file.series[self.scene] if 0 <= self.scene < n else None
+        _check(self, n, len(self.full.levels) if self.full else 1)
+        self.series = self.full.levels[self.level]
         self.axes, self.shape, self.dtype = self.series.axes, self.series.shape, self.series.dtype
-        self.page_axes = _page_axes(self.shape, len(self.series.pages), self.series.keyframe.size)
+        self.page_axes = _page_axes(self.shape, len(self.series.pages), self.series.keyframe)
 
-    def close(self): self.file.close()
+    def close(self):
+        if self.file is not None: self.file.close()
 
-
-def _page_axes(shape, n_pages, page_size) -> Optional[int]:
+# %% ../../nbs/data_modules/00_images.ipynb #8d8b46fc
+def _page_axes(shape, n_pages: int, page) -> Optional[int]:
     "How many leading axes count pages; None where pages and axes do not match."
-    for n in range(len(shape) + 1):
-        if math.prod(shape[:n]) == n_pages and math.prod(shape[n:]) == page_size: return n
-    return None
+    fit = [n for n in range(len(shape) + 1)
+           if math.prod(shape[:n]) == n_pages and math.prod(shape[n:]) == page.size]
+    exact = [n for n in fit if tuple(shape[n:]) == page.shape]
+    return (exact or fit or [None])[0]
 
 
 def _incomplete(path: Path, why: str) -> str:
     return f"{path} is damaged or cut off ({why}); copy or save the file again."
 
-# %% ../../nbs/data_modules/00_images.ipynb #980c1eab
-def _check_bytes(page, path: Path):
-    "`DataError` unless all bytes of a page are in its file."
+# %% ../../nbs/data_modules/00_images.ipynb #3d13d5b7
+def _check_bytes(page, path: Path, numbers: Optional[Sequence[int]] = None):
+    "`DataError` unless the bytes of a page, or of its tiles `numbers`, are in its file."
     if page is None: raise DataError(_incomplete(path, "a plane that its header names is missing"))
-    size = page.parent.filehandle.size
-    ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts)]
+    size, pairs = page.parent.filehandle.size, (page.dataoffsets, page.databytecounts)
+    if numbers is not None: pairs = [[p[i] for i in numbers] for p in pairs]
+    ends = [o + n for o, n in zip(*pairs)]
     if not ends or max(ends) > size:
         raise DataError(_incomplete(path, f"its pixels end at byte {max(ends, default=0)}, "
                                           f"the file at byte {size}"))
 
-
+# %% ../../nbs/data_modules/00_images.ipynb #6f28194d
 def _tiff_take(self, index: Sequence[Sequence[int]]) -> np.ndarray:
-    "Pixels at `index`, one list of positions for each of the file's axes."
-    n, pages = self.page_axes, self.series.pages
+    "Pixels at `index`, positions for each of the file's axes."
+    n, pages, shape = self.page_axes, self.series.pages, self.series.keyframe.shape
     if n is None: return self._take_contiguous(index)
     numbers = np.arange(len(pages)).reshape(self.shape[:n])[np.ix_(*index[:n])]
-    planes = []
-    for i in numbers.ravel().tolist():
-        _check_bytes(pages[i], self.path)
-        planes.append(self._page(pages[i]).reshape(self.shape[n:]))
+    same = tuple(self.shape[n:]) == shape  # or else some axes of length 1 are left out of one
+    box = [_hull(keep) for keep in index[n:]] if same else [(0, s) for s in shape]
+    planes = [self._page(pages[i], box) for i in numbers.ravel().tolist()]
     image = planes[0][None] if len(planes) == 1 else np.stack(planes)
-    image = image.reshape(numbers.shape + tuple(self.shape[n:]))
-    return _pick(image, [range(s) for s in numbers.shape] + list(index[n:]))
+    inner, starts = self.shape[n:], [0] * len(index[n:])
+    if same: inner, starts = [b - a for a, b in box], [a for a, _ in box]
+    image = image.reshape(*numbers.shape, *inner)
+    rest = [[i - a for i in keep] for keep, a in zip(index[n:], starts)]
+    return _pick(image, [range(s) for s in numbers.shape] + rest)
 
 
-def _page(self, page) -> np.ndarray:
-    "The pixels of a page."
+_Tiff.take = _tiff_take
+
+# %% ../../nbs/data_modules/00_images.ipynb #e8773131
+def _page(self, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
+    "The pixels of a page within `box`, a `(start, stop)` for each of its axes."
+    if page is None: _check_bytes(page, self.path)
+    frame, cut = page.keyframe, tuple(slice(*b) for b in box)
+    whole = all(b == (0, n) for b, n in zip(box, page.shape))
+    tiled = not frame.is_contiguous and frame.imagedepth == 1 and {"Y", "X"} <= set(frame.axes)
+    if tiled and not whole: return self._page_part(page, dict(zip(frame.axes, box)))
+    _check_bytes(page, self.path)
     # tifffile 2023 fails on big-endian pixels under NumPy 2, so those are mapped
-    if self.file.byteorder == "<" or not page.is_final: return page.asarray()
-    return self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
+    if page.is_final and not (whole and self.file.byteorder == "<"):
+        mapped = self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
+        return np.array(mapped[cut])
+    return page.asarray()[cut]
 
 
-_Tiff.take, _Tiff._page = _tiff_take, _page
+def _page_part(self, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
+    "The pixels of a page within `box`, from the tiles or strips that it touches."
+    frame, (y0, y1), (x0, x1) = page.keyframe, box["Y"], box["X"]
+    samples = box.get("S", (0, 1))
+    planes, s = (samples, (0, 1)) if frame.planarconfig == 2 else ((0, 1), samples)
+    shape = planes[1] - planes[0], y1 - y0, x1 - x0, s[1] - s[0]
+    out = np.full(shape, frame.nodata, np.dtype(self.dtype).newbyteorder("="))
+    for part, plane, y, x in self._decoded(page, range(*planes), (y0, y1), (x0, x1)):
+        ya, yb = max(y, y0), min(y + part.shape[1], y1)
+        xa, xb = max(x, x0), min(x + part.shape[2], x1)
+        out[plane - planes[0], ya - y0:yb - y0, xa - x0:xb - x0] = \
+            part[0, ya - y:yb - y, xa - x:xb - x, slice(*s)]
+    return out.reshape([b - a for a, b in box.values()])
+
+
+_Tiff._page, _Tiff._page_part = _page, _page_part
+
+# %% ../../nbs/data_modules/00_images.ipynb #b8853877
+def _tile_size(frame) -> tuple[int, int]:
+    "Height and width of a page's tiles or strips."
+    if frame.is_tiled: return frame.tilelength, frame.tilewidth
+    return min(frame.rowsperstrip, frame.imagelength), frame.imagewidth
+
+
+def _decoded(self, page, planes: range, rows: tuple[int, int], columns: tuple[int, int]):
+    "Tiles around rows and columns, `(1, Y, X, S)` each, and where they lie: plane, y, x."
+    frame, file = page.keyframe, page.parent.filehandle
+    height, width = _tile_size(frame)
+    n_y, n_x = math.ceil(frame.imagelength / height), math.ceil(frame.imagewidth / width)
+    numbers = [(p * n_y + y) * n_x + x for p in planes
+               for y in range(rows[0] // height, (rows[1] - 1) // height + 1)
+               for x in range(columns[0] // width, (columns[1] - 1) // width + 1)]
+    _check_bytes(page, self.path, numbers)
+    if file.closed: file.open()  # one of several files that make up an OME-TIFF
+    for i in numbers:
+        if not page.databytecounts[i]: continue  # nothing was stored: background
+        file.seek(page.dataoffsets[i])
+        part, (plane, _, y, x, _), _ = frame.decode(
+            file.read(page.databytecounts[i]), i,
+            jpegtables=page.jpegtables, jpegheader=frame.jpegheader)
+        yield part, plane, y, x
+
+
+_Tiff._decoded = _decoded
 
 # %% ../../nbs/data_modules/00_images.ipynb #9ea67809
 def _take_contiguous(self, index):
@@ -172,27 +333,295 @@ def _mapped(self, path, offset: int, shape) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, tuple(shape))
 
 
-def _pick(array, index):
-    "`array[np.ix_(*index)]`, axis by axis, and only where something is left out."
-    for axis, keep in enumerate(index):
-        keep = list(keep)
-        if keep == list(range(array.shape[axis])): continue
-        array = array[(slice(None),) * axis + (keep,)]
-    return array
-
-
 _Tiff._take_contiguous, _Tiff._mapped = _take_contiguous, _mapped
 
-# %% ../../nbs/data_modules/00_images.ipynb #3f1545eb
-class _Other:
+# %% ../../nbs/data_modules/00_images.ipynb #6dc64f1d
+def _tiff_grain(self) -> tuple[int, ...]:
+    "Pages are read one by one, in tiles or in strips."
+    n, frame = self.page_axes, self.series.keyframe
+    if n is None or tuple(self.shape[n:]) != frame.shape or frame.imagedepth > 1:
+        return _File.grain.fget(self)
+    height, width = _tile_size(frame)
+    if not frame.is_tiled:  # a strip may be a single row
+        height *= math.ceil(2**20 / (height * width))
+    sizes = dict(Y=height, X=width, S=1 if frame.planarconfig == 2 else frame.samplesperpixel)
+    return (1,) * n + tuple(min(sizes.get(a, s), s) for a, s in zip(frame.axes, frame.shape))
+
+
+_Tiff.grain = property(_tiff_grain)
+
+# %% ../../nbs/data_modules/00_images.ipynb #8ef12dcb
+_BY_NDIM = {2: "YX", 3: "ZYX", 4: "CZYX", 5: "TCZYX"}
+
+
+class _Npy(_File):
+    "A file of one NumPy array, memory-mapped."
+    def open(self):
+        _check(self)
+        self.array = np.lib.format.open_memmap(self.path, mode="r")
+        self.shape, self.dtype = self.array.shape, self.array.dtype
+        self.axes = _axes_by_ndim(self.path, self.shape, self.dtype)
+
+    def take(self, index): return np.array(_pick(self.array, index))
+
+
+def _axes_by_ndim(path: Path, shape: tuple[int, ...], dtype) -> str:
+    "Axes of an array without names; where none fit, the caller has to name them."
+    if np.dtype(dtype).kind not in "biuf" or len(shape) < 2 or 0 in shape:
+        raise DataError(f"{path} must be an image, numbers along 2 axes or more; it has shape "
+                        f"{tuple(shape)} and dtype {dtype}.")
+    return _BY_NDIM.get(len(shape), "Q" * len(shape))
+
+# %% ../../nbs/data_modules/00_images.ipynb #f42b8151
+class _Zarr(_File):
+    "An OME-Zarr, or a plain zarr array; only the chunks asked for are read."
+    def open(self):
+        if not self.path.is_dir():
+            raise DataError(f"{self.path} must be the folder of a zarr; it is a file.")
+        images = _zarr_images(self.path)
+        self.folder, self.image, self.attributes = images[
+            self.scene if 0 <= self.scene < len(images) else 0]
+        levels = self.image["datasets"]
+        _check(self, len(images), len(levels))
+        self.array = _zarr_array(self.folder/levels[self.level]["path"], self.path)
+        self.shape, self.dtype = self.array.shape, self.array.dtype
+        self.axes = _axes_by_ndim(self.path, self.shape, self.dtype)
+        if "axes" in self.image: self.axes = _zarr_axes(self.image["axes"])
+        if len(self.axes) != len(self.shape):
+            raise DataError(f"{self.path} is damaged: its metadata name the axes {self.axes}, its "
+                            f"pixels have the shape {self.shape}; write it again.")
+
+    @property
+    def grain(self): return self.array.chunks
+
+    def take(self, index):
+        out = np.zeros([len(keep) for keep in index], self.dtype)  # where no fill value is given
+        keep = tuple(list(k) if (s := _slice(k)) is None else s for k in index)
+        self.array.get_orthogonal_selection(keep, out=out)
+        return out
+
+# %% ../../nbs/data_modules/00_images.ipynb #7ab1939b
+def _zarr_images(path: Path) -> list[tuple[Path, dict, dict]]:
+    "Every image of a zarr: its folder, its entry of `multiscales`, all attributes."
+    if (path/"zarr.json").is_file():
+        raise DataError(f"{path} is in zarr format 3 (OME-Zarr 0.5); only format 2 (up to 0.4) can "
+                        "be read, so save it as that.")
+    if (path/".zarray").is_file(): return [(path, dict(datasets=[dict(path="")]), {})]
+    found, folders = [], [path]
+    if "bioformats2raw.layout" in _zarr_json(path, ".zattrs", path):
+        folders = sorted((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for folder in folders:
+        about = _zarr_json(folder, ".zattrs", path)
+        found += [(folder, m, about) for m in about.get("multiscales", []) if m.get("datasets")]
+    if found: return found
+    arrays = sorted(p.parent.relative_to(path).as_posix() for p in path.glob("*/.zarray"))
+    raise DataError(f"{path} must be a zarr array or an OME-Zarr; it has neither .zarray nor "
+                    "`multiscales` in .zattrs" + (f"; give one of its arrays by its path: "
+                                                  f"{', '.join(arrays[:9])}." if arrays else "."))
+
+
+def _zarr_json(folder: Path, name: str, path: Path) -> dict:
+    "A metadata file, empty where there is none."
+    if not (folder/name).is_file(): return {}
+    try:
+        found = json.loads((folder/name).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(_incomplete(path, f"{folder/name} is no JSON: {e}")) from e
+    if not isinstance(found, dict): raise DataError(_incomplete(path, f"{folder/name} is no dict"))
+    return found
+
+# %% ../../nbs/data_modules/00_images.ipynb #530514ab
+def _zarr_array(folder: Path, path: Path):
+    "One array, opened for reading."
+    about = _zarr_json(folder, ".zarray", path)
+    if not about:
+        raise DataError(_incomplete(path, f"{folder/'.zarray'} is missing or empty"))
+    import zarr  # takes a while, and only this format needs it
+
+    return zarr.Array(zarr.DirectoryStore(str(folder)), read_only=True)
+
+
+def _zarr_axes(axes: Sequence) -> str:
+    "One letter for each axis of OME-Zarr: its name, or that of its type."
+    by_type = {"time": "T", "channel": "C"}
+    names = [a if isinstance(a, dict) else dict(name=a) for a in axes]
+    letters = [by_type.get(a.get("type"), str(a.get("name", "Q"))).upper() for a in names]
+    return "".join(a if len(a) == 1 else "Q" for a in letters)
+
+# %% ../../nbs/data_modules/00_images.ipynb #fbf1915d
+_MICRONS = {"pm": 1e-6, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "inch": 25400.,
+            "picometer": 1e-6, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4,
+            "meter": 1e6, "angstrom": 1e-4}
+
+
+def _zarr_about(self):
+    labels = [c.get("label") for c in self.attributes.get("omero", {}).get("channels", [])]
+    axes = [a if isinstance(a, dict) else {} for a in self.image.get("axes", [])]
+    sizes = [_zarr_scale(self.image, i) for i in (0, self.level)]
+    space = {a: i for i, a in enumerate(self.axes) if a in "ZYX"} if axes else {}
+    known = any(axes[i].get("unit") or sizes[0][i] != 1 for i in space.values() if sizes[0])
+
+    def size(a):
+        if not known or a not in space or not sizes[1]: return None
+        return sizes[1][space[a]] * _MICRONS.get(axes[space[a]].get("unit"), 1.)
+
+    return (labels if all(labels) else []), (size("Z"), size("Y"), size("X"))
+
+
+def _zarr_scale(image: dict, level: int) -> list[float]:
+    "Pixel size of a level along every axis, in the axis' own unit; empty where none is given."
+    found = [t["scale"] for part in (image["datasets"][level], image)
+             for t in part.get("coordinateTransformations", []) if t.get("type") == "scale"]
+    return [math.prod(s) for s in zip(*found)]
+
+
+_Zarr.about = _zarr_about
+
+# %% ../../nbs/data_modules/00_images.ipynb #c24b2753
+class _Nd2(_File):
+    "A Nikon file, read by nd2; each position of the stage is a scene."
+    file = None
+
+    def open(self):
+        nd2 = _require("nd2", '"mmv_im2im[formats]"', self.path)
+        self.file = nd2.ND2File(self.path)
+        sizes = dict(self.file.sizes)
+        _check(self, sizes.pop("P", 1))
+        self.axes, self.shape, self.dtype = "".join(sizes), tuple(sizes.values()), self.file.dtype
+        self.loops = [a for a in sizes if a not in "CYXS"]
+        self.frames = {tuple(at.get(a, 0) for a in self.loops): i
+                       for i, at in enumerate(self.file.loop_indices)
+                       if at.get("P", 0) == self.scene}
+
+    def close(self):
+        if self.file is not None: self.file.close()
+
+# %% ../../nbs/data_modules/00_images.ipynb #70729265
+def _nd2_take(self, index):
+    n = len(self.loops)
+    outer = [len(keep) for keep in index[:n]]
+    frames = [self._frame(at, index[n:]) for at in np.ndindex(*outer)
+              for at in [tuple(index[i][k] for i, k in enumerate(at))]]
+    return np.stack(frames).reshape(*outer, *frames[0].shape)
+
+
+def _nd2_frame(self, at: tuple[int, ...], index) -> np.ndarray:
+    "Pixels of the frame at these positions along the loops."
+    number = self.frames.get(at)
+    written = getattr(getattr(self.file, "_rdr", None), "_frame_offsets", None)
+    if number is None or written is not None and number not in written:
+        where = ", ".join(f"{a}={i}" for a, i in zip(self.loops, at))
+        raise DataError(f"{self.path} has no frame at {where or 'its only position'}: the "
+                        "acquisition was stopped, or the file is cut off; leave it out by `times` "
+                        "or `planes`, or copy the file again.")
+    frame = self.file.read_frame(number).reshape(self.shape[len(self.loops):])
+    return np.array(_pick(frame, index))  # a copy: what nd2 gives goes away with the file
+
+
+def _nd2_about(self):
+    channels = getattr(self.file.metadata, "channels", None) or []
+    names = [c.channel.name for c in channels]
+    if not channels: return names, (None, None, None)
+    volume = channels[0].volume
+    sizes = [s if known else None for s, known in zip(volume.axesCalibration, volume.axesCalibrated)]
+    return names, tuple(reversed(sizes))
+
+
+_Nd2.take, _Nd2._frame, _Nd2.about = _nd2_take, _nd2_frame, _nd2_about
+
+# %% ../../nbs/data_modules/00_images.ipynb #423b5f56
+_CZI_TYPES = dict(gray8="uint8", bgr24="uint8", gray16="uint16", bgr48="uint16", gray32="uint32",
+                  gray32float="float32", bgr96float="float32")
+
+
+class _Czi(_File):
+    "A Zeiss file, read by aicspylibczi."
+    def open(self):
+        czi = _require("aicspylibczi", '"mmv_im2im[formats]"', self.path)
+        self.file = czi.CziFile(str(self.path))
+        scenes = _czi_scenes(self.file)
+        _check(self, len(scenes))
+        self.number, self.spans = scenes[self.scene]
+        # read_image corrupts memory where one scene is larger than another
+        self.mosaic = self.file.is_mosaic() or not self.file.shape_is_consistent
+        self.loops = [a for a in self.file.dims if a not in "SMYXA" and a in self.spans
+                      and (a in "TCZ" or self._size(a) > 1)]
+        samples = [a for a in "A" if a in self.spans]
+        self.axes = "".join(self.loops) + "YX" + "S" * len(samples)
+        self.dtype = np.dtype(_CZI_TYPES[self.file.pixel_type])
+        self.corner, plane = self._plane_box()
+        self.shape = *map(self._size, self.loops), *plane, *map(self._size, samples)
+
+    def _size(self, axis: str) -> int: return self.spans[axis][1] - self.spans[axis][0]
+
+
+def _czi_scenes(file) -> list[tuple[Optional[int], dict]]:
+    "The number of each scene, None where there is only one, and what it spans along each axis."
+    found = []
+    for spans in file.get_dims_shape():
+        found += [(s, spans) for s in range(*spans["S"])] if "S" in spans else [(None, spans)]
+    return found
+
+# %% ../../nbs/data_modules/00_images.ipynb #214b45c1
+def _czi_plane_box(self):
+    "Corner `(y, x)` of the scene on the stage, and its height and width."
+    if not self.mosaic: return (0, 0), (self._size("Y"), self._size("X"))
+    box = self.file.get_all_scene_bounding_boxes()[self.number or 0]
+    return (box.y, box.x), (box.h, box.w)
+
+
+def _czi_take(self, index):
+    n = len(self.loops)
+    outer, inner = index[:n], index[n:]
+    planes = [self._plane([keep[k] for keep, k in zip(outer, at)], inner)
+              for at in np.ndindex(*map(len, outer))]
+    return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
+
+
+def _czi_plane(self, at: Sequence[int], index) -> np.ndarray:
+    "Pixels of the plane at these positions along the loops."
+    where = {a: self.spans[a][0] + i for a, i in zip(self.loops, at)}
+    if self.number is not None: where["S"] = self.number
+    shape, index = list(self.shape[len(self.loops):]), list(index)
+    if self.mosaic:
+        where.pop("S", None)  # the region says it
+        (y0, y1), (x0, x1) = _hull(index[0]), _hull(index[1])
+        shape[:2] = y1 - y0, x1 - x0
+        region = self.corner[1] + x0, self.corner[0] + y0, x1 - x0, y1 - y0
+        plane = self.file.read_mosaic(region=region, scale_factor=1., **where)
+        index[:2] = [i - y0 for i in index[0]], [i - x0 for i in index[1]]
+    else:
+        plane, _ = self.file.read_image(**where)
+    plane = np.asarray(plane, self.dtype).reshape(shape)
+    return _pick(plane[..., ::-1] if len(shape) == 3 else plane, index)
+
+
+_Czi._plane_box, _Czi.take, _Czi._plane = _czi_plane_box, _czi_take, _czi_plane
+
+# %% ../../nbs/data_modules/00_images.ipynb #e8d16fe9
+def _czi_about(self):
+    root = self.file.meta
+    if root is None: return [], (None, None, None)
+    channels = root.findall(".//{*}Information/{*}Image/{*}Dimensions/{*}Channels/{*}Channel")
+    names = [c.get("Name") for c in channels]
+    metres = {d.get("Id"): d.findtext("{*}Value")
+              for d in root.findall(".//{*}Scaling/{*}Items/{*}Distance")}
+    sizes = [float(metres.get(a) or 0) * 1e6 or None for a in "ZYX"]  # 0 where nobody set it
+    return (names if all(names) else []), tuple(sizes)
+
+
+_Czi.about = _czi_about
+
+# %% ../../nbs/data_modules/00_images.ipynb #5424cae7
+class _Other(_File):
     "A file of any other format, opened by aicsimageio."
-    def __init__(self, path: Path, scene: int):
-        self.path = path
+    def open(self):
+        if self.path.suffix.lower() == ".lif": _require("readlif", "readlif", self.path)
         with _quiet():
-            from aicsimageio import AICSImage  # takes a second, and TIFFs do without it
-            self.image = AICSImage(path)
-            self.n_scenes = len(self.image.scenes)
-            self.image.set_scene(_check_scene(path, scene, self.n_scenes))
+            from aicsimageio import AICSImage  # takes a second, and most formats do without it
+            self.image = AICSImage(self.path)
+            _check(self, len(self.image.scenes))
+            self.image.set_scene(self.scene)
             self.array = self.image.reader.dask_data
             self.axes = self.image.reader.dims.order
         self.shape, self.dtype = self.array.shape, self.array.dtype
@@ -200,7 +629,11 @@ class _Other:
     def take(self, index):
         with _quiet(): return np.asarray(_pick(self.array, index).compute(scheduler="synchronous"))
 
-    def close(self): pass
+    def about(self):
+        with _quiet():
+            try: names = [str(n) for n in self.image.channel_names or ()]
+            except Exception: names = []  # DefaultReader fails here for some colour images
+            return names, tuple(self.image.physical_pixel_sizes)
 
 
 @contextmanager
@@ -210,22 +643,23 @@ def _quiet():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../../nbs/data_modules/00_images.ipynb #72e7b5e1
+# %% ../../nbs/data_modules/00_images.ipynb #d6ecc9b2
+_READERS = {".tif": _Tiff, ".tiff": _Tiff, ".npy": _Npy, ".zarr": _Zarr, ".nd2": _Nd2, ".czi": _Czi}
+
+
 @contextmanager
-def _opened(path: str | Path, scene: int = 0):
+def _opened(path: str | Path, scene: int = 0, level: int = 0):
     "The opened file; all that can go wrong with it, reading included, becomes a `DataError`."
-    path = Path(path)
-    if not path.is_file(): raise DataError(f"{path} must be an image file; {_what_is(path)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); copy or save the file again.")
-    source = None
+    path, source = Path(path), None
+    reader = _reader(path)
     try:
-        source = (_Tiff if path.suffix.lower() in _TIFFS else _Other)(path, scene)
+        source = reader(path, scene, level)
         yield source
     except (DataError, MemoryError, KeyboardInterrupt):
         raise
     except (tifffile.TiffFileError, struct.error) as e:
-        raise DataError(f"{path} cannot be read as a TIFF ({e}); it is damaged, cut off, or "
+        kind = "a TIFF" if reader is _Tiff else f"'{path.suffix}'"
+        raise DataError(f"{path} cannot be read as {kind} ({e}); it is damaged, cut off, or "
                         "another kind of file under a wrong name.") from e
     except Exception as e:
         raise DataError(f"{path} cannot be read ({_reason(e)}); it is damaged, or of a kind or "
@@ -233,16 +667,19 @@ def _opened(path: str | Path, scene: int = 0):
     finally:
         if source is not None: source.close()
 
+# %% ../../nbs/data_modules/00_images.ipynb #b602a275
+def _reader(path: Path):
+    "The class for a file; `DataError` where there is none to read."
+    if path.is_dir() and _is_zarr(path): return _Zarr
+    if not path.is_file(): raise DataError(f"{path} must be an image file; {_what_is(path)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes); copy or save the file again.")
+    return _READERS.get(path.suffix.lower(), _Other)
+
 
 def _reason(e: Exception) -> str:
     if type(e).__name__ == "UnsupportedFileFormatError": return "aicsimageio has no reader for it"
     return f"{type(e).__name__}: {(str(e).strip().splitlines() or ['no reason given'])[0][:200]}"
-
-
-def _check_scene(path: Path, scene: int, n: int) -> int:
-    if not 0 <= scene < n:
-        raise DataError(f"`scene` must be 0 to {n - 1} for {path}, which has {n}; got {scene}.")
-    return scene
 
 # %% ../../nbs/data_modules/00_images.ipynb #9e64d36f
 def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
@@ -298,26 +735,28 @@ class ImageInfo:
     channel_names: list[str]  # One for each channel
     pixel_size: tuple[Optional[float], ...]  # `(Z, Y, X)` in micrometres, None where not known
     n_scenes: int  # Number of images in the file
+    n_levels: int  # Number of resolutions of each, from fine to coarse
 
-
+# %% ../../nbs/data_modules/00_images.ipynb #9e24e903
 def image_info(
     path: str | Path,  # An image of any kind
     axes: Optional[str] = None,  # The file's axes, out of T, C, Z, Y, X, S, where it does not say
     scene: int = 0,  # Which image of a file that holds several
+    level: int = 0,  # Which resolution of a pyramid, 0 for the finest
 ) -> ImageInfo:
     "Read the header only; `DataError` if it cannot be read or is cut off."
-    with _opened(path, scene) as source:
+    with _opened(path, scene, level) as source:
         letters, shape = _name_axes(source, axes)
         size = _sizes(letters, shape)
         if isinstance(source, _Tiff): _check_all_bytes(source)
-        names, pixel_size = _metadata(source, scene)
+        names, pixel_size = source.about()
     n = size["C"] * size["S"]
     if len(names) != n:
         names = [f"channel {i}" for i in range(n)]
         if size["S"] == n == 3: names = ["red", "green", "blue"]
     shape = size["T"], n, size["Z"], size["Y"], size["X"]
-    dtype = str(np.dtype(source.dtype))
-    return ImageInfo(Path(path), shape, dtype, names, pixel_size, source.n_scenes)
+    dtype = str(np.dtype(source.dtype).newbyteorder("="))
+    return ImageInfo(Path(path), shape, dtype, names, pixel_size, source.n_scenes, source.n_levels)
 
 
 def _check_all_bytes(source: _Tiff):
@@ -325,20 +764,16 @@ def _check_all_bytes(source: _Tiff):
     if source.page_axes is None: return source._take_contiguous([[0]] * len(source.shape))
     for page in source.series.pages: _check_bytes(page, source.path)
 
-# %% ../../nbs/data_modules/00_images.ipynb #fbf1915d
-_MICRONS = {"pm": 1e-6, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "inch": 25400.}
+# %% ../../nbs/data_modules/00_images.ipynb #fab00206
+def _tiff_about(self):
+    names, size = [], (None, None, None)
+    if self.file.is_ome: names, size = _ome_metadata(self.file.ome_metadata, self.scene)
+    elif self.file.is_imagej: names, size = _imagej_metadata(self.file)
+    coarser = {a: n / m for a, n, m in zip(self.full.axes, self.full.shape, self.shape)}
+    return names, tuple(s and s * coarser.get(a, 1.) for a, s in zip("ZYX", size))
 
 
-def _metadata(source, scene: int) -> tuple[list[str], tuple[Optional[float], ...]]:
-    "Channel names, perhaps none, and the pixel size `(Z, Y, X)` in micrometres."
-    if isinstance(source, _Other):
-        with _quiet():
-            try: names = [str(n) for n in source.image.channel_names or ()]
-            except Exception: names = []  # DefaultReader fails here for some colour images
-            return names, tuple(source.image.physical_pixel_sizes)
-    if source.file.is_ome: return _ome_metadata(source.file.ome_metadata, scene)
-    if source.file.is_imagej: return _imagej_metadata(source.file)
-    return [], (None, None, None)
+_Tiff.about = _tiff_about
 
 
 def _ome_metadata(xml: str, scene: int):
@@ -371,11 +806,13 @@ def read_image(
     times: int | Sequence[int] | None = None,  # Time points, from 0; None for all
     channels: int | Sequence[int] | None = None,  # Channels, from 0; None for all
     planes: int | Sequence[int] | None = None,  # z planes, from 0; None for all
-    lazy: bool = False,  # Give a dask array, one chunk per plane, and read when it is computed
+    lazy: bool = False,  # Give a dask array in the file's own chunks, read when it is computed
+    level: int = 0,  # Which resolution of a pyramid, 0 for the finest
+    region: Optional[Sequence[tuple[int, int]]] = None,  # `((y0, y1), (x0, x1))`, or with z before
 ) -> Any:  # `(T, C, Z, Y, X)` in the file's own dtype, a NumPy array unless `lazy`
     "Read what is asked for, and no more; `DataError` if the file or the request is not sound."
     path = Path(path)
-    with _opened(path, scene) as source:
+    with _opened(path, scene, level) as source:
         letters, shape = _name_axes(source, axes)
         size = _sizes(letters, shape)
         t = _chosen(times, size["T"], "times", path)
@@ -384,44 +821,87 @@ def read_image(
         if size["S"] == 4 and channels is None:
             raise DataError(f"{path} is an RGBA image with an alpha channel; save it as RGB, or "
                             "ask for `channels=[0, 1, 2]`.")
-        if not lazy: return _take(source, letters, shape, t, c, z)
-    return _lazy(path, axes, scene, (t, c, z), (size["Y"], size["X"]), source.dtype)
+        index = t, c, *_cut(region, z, size, path)
+        if not lazy: return _take(source, letters, shape, index)
+        grain = dict(zip(letters, source.grain))
+    return _lazy(_Later((path, axes, scene, level), index, source.dtype), grain)
 
-# %% ../../nbs/data_modules/00_images.ipynb #05a54310
-def _take(source, letters: str, shape, t: list, c: list, z: list) -> np.ndarray:
-    "Pixels as `TCZYX`; a channel is number `C * samples + S`."
-    size = _sizes(letters, shape)
-    groups = sorted({i // size["S"] for i in c})  # the file's channels that hold those asked for
-    keep = dict(T=t, C=groups, Z=z)
-    index = dict(zip(letters, (keep.get(a, range(n)) for a, n in zip(letters, shape))))
-    image = source.take([index[a] for a in letters])
+# %% ../../nbs/data_modules/00_images.ipynb #5fc90562
+def _cut(region, z: list[int], size: dict[str, int], path: Path):
+    "Positions along z, y and x within `region`."
+    limits = len(z), size["Y"], size["X"]
+    try:
+        spans = [(0, n) for n in limits] if region is None else [
+            (as_index(a), as_index(b)) for a, b in region]
+    except (TypeError, ValueError):
+        spans = []
+    if len(spans) == 2: spans = [(0, len(z)), *spans]
+    if len(spans) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(spans, limits)):
+        raise DataError("`region` must be ((y0, y1), (x0, x1)) or ((z0, z1), (y0, y1), (x0, x1)) "
+                        "with 0 <= start < stop, in whole pixels, within the (Z, Y, X) = "
+                        f"{limits} of {path}; got {region}.")
+    return z[slice(*spans[0])], range(*spans[1]), range(*spans[2])
+
+# %% ../../nbs/data_modules/00_images.ipynb #23959bf1
+def _take(source, letters: str, shape, index: Sequence[Sequence[int]]) -> np.ndarray:
+    "Pixels at `index` along `TCZYX`; a channel is number `C * samples + S`."
+    n, (t, c, z, y, x) = _sizes(letters, shape)["S"], index
+    groups = sorted({i // n for i in c})  # the file's channels that hold those asked for
+    samples = sorted({i % n for i in c})
+    keep = dict(T=t, C=groups, Z=z, Y=y, X=x, S=samples)
+    image = source.take([keep[a] for a in letters])
     missing = [a for a in "TCSZYX" if a not in letters]
     image = image.reshape(image.shape + (1,) * len(missing))
     order = letters + "".join(missing)
     image = image.transpose([order.index(a) for a in "TCSZYX"])
-    image = image.reshape(len(t), -1, len(z), size["Y"], size["X"])
-    local = [groups.index(i // size["S"]) * size["S"] + i % size["S"] for i in c]
+    image = image.reshape(len(t), -1, len(z), len(y), len(x))
+    local = [groups.index(i // n) * len(samples) + samples.index(i % n) for i in c]
     image = _pick(image, [range(len(t)), local])
     return np.ascontiguousarray(image, np.dtype(source.dtype).newbyteorder("="))
 
-# %% ../../nbs/data_modules/00_images.ipynb #4e674c88
-def _lazy(path: Path, axes, scene: int, index, plane: tuple[int, int], dtype):
-    "A dask array with one chunk for each plane; no file stays open."
+# %% ../../nbs/data_modules/00_images.ipynb #b1f07708
+class _Later:
+    "An array `TCZYX` that is read when it is indexed; no file stays open."
+    ndim = 5
+
+    def __init__(self, source: tuple, index: Sequence[Sequence[int]], dtype):
+        self.source, self.index = source, index  # path, axes, scene, level; positions to read
+        self.dtype, self.shape = np.dtype(dtype).newbyteorder("="), tuple(map(len, index))
+
+    def __getitem__(self, key):
+        kept = [_positions(i, k) for i, k in zip(self.index, key)]
+        shape = [len(i) for i, k in zip(kept, key) if not isinstance(k, (int, np.integer))]
+        if 0 in shape: return np.zeros(shape, self.dtype)
+        path, axes, scene, level = self.source
+        with _opened(path, scene, level) as source:
+            return _take(source, *_name_axes(source, axes), kept).reshape(shape)
+
+
+def _positions(positions: Sequence[int], key) -> Sequence[int]:
+    "Those out of `positions` that `key` stands for: a slice, a number, or several."
+    if isinstance(key, slice): return positions[key]
+    return [positions[k] for k in np.atleast_1d(key).tolist()]
+
+# %% ../../nbs/data_modules/00_images.ipynb #7e30380e
+def _lazy(image: _Later, grain: dict[str, int]):
+    "A dask array whose chunks begin and end where those of the file do."
     import dask.array as da
-    from dask import delayed
+    from dask.base import tokenize
 
-    def chunk(t, c, z):
-        read = delayed(read_image, pure=True)(path, axes, scene, t, c, z)
-        return da.from_delayed(read, (1, 1, 1, *plane), np.dtype(dtype).newbyteorder("="))
-
-    t, c, z = index
-    stacks = [[da.concatenate([chunk(i, j, k) for k in z], axis=2) for j in c] for i in t]
-    return da.concatenate([da.concatenate(s, axis=1) for s in stacks], axis=0)
-
-# %% ../../nbs/data_modules/00_images.ipynb #8ef12dcb
-_BY_NDIM = {2: "YX", 3: "ZYX", 4: "CZYX", 5: "TCZYX"}
+    whole = {a: grain.get(a, 1) for a in "TCZYX"} | {"C": grain.get("C", 1) * grain.get("S", 1)}
+    for a in "YX": whole[a] *= math.ceil(256 / whole[a])  # smaller ones cost more than they spare
+    chunks = tuple(_chunks(np.asarray(i), whole[a]) for a, i in zip("TCZYX", image.index))
+    stamp = image.source[0].stat().st_mtime_ns  # a file that was written anew is another array
+    name = f"image-{tokenize(*map(str, image.source), image.index, stamp)}"
+    return da.from_array(image, chunks, name=name, meta=np.zeros((0,) * 5, image.dtype))
 
 
+def _chunks(positions: np.ndarray, grain: int) -> tuple[int, ...]:
+    "Lengths of the runs of positions that lie in the same chunk of the file."
+    ends = np.flatnonzero(np.diff(positions // grain)) + 1
+    return tuple(np.diff([0, *ends, len(positions)]).tolist())
+
+# %% ../../nbs/data_modules/00_images.ipynb #969ad5c4
 def write_image(
     path: str | Path,  # A name that ends in .tif or .tiff; folders are made
     image: np.ndarray,  # 2 to 5 axes

@@ -19,7 +19,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, Im2ImError, find_class
-from ..data_modules.data_module import Recipe, check_samples
 from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
@@ -29,6 +28,8 @@ from mmv_im2im.data_modules.images import (
     write_image,
 )
 from ..data_modules.layouts import find_samples
+from ..data_modules.recipe import Recipe, check_samples
+from ..data_modules.transforms import resample
 from ..trainers import load_checkpoint
 
 # %% ../../nbs/inference/00_predictor.ipynb #bcc32687
@@ -152,15 +153,18 @@ class Predictor:
         # Segmentation: probabilities instead of a mask or class numbers
         probabilities: bool = False,
         progress: bool = False,  # Show a bar over tiles
+        # Voxel size `(Z, Y, X)` in micrometres of an array, for a model of isotropic voxels
+        pixel_size: Optional[Sequence[float]] = None,
     ) -> Any:  # Kind of the input; its axes in the order TCZYX, a lone channel only among all five
         "Predict an image; `DataError` where it does not fit the model."
         if isinstance(image, (str, Path)):
             return self._predict_file(image, axes, probabilities, progress)
         if isinstance(image, torch.Tensor):
             array = image.detach().cpu().numpy()
-            return torch.from_numpy(self(array, axes, probabilities, progress))
+            return torch.from_numpy(self(array, axes, probabilities, progress, pixel_size))
         axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
-        out = self._predict_times(_to_tczyx(image, axes), "the image", probabilities, progress)
+        x = _to_tczyx(image, axes)
+        out = self._predict_times(x, "the image", probabilities, progress, pixel_size)
         return out if len(axes) == 5 else _like(out, axes + "C")
 
 # %% ../../nbs/inference/00_predictor.ipynb #a69e7cee
@@ -199,7 +203,8 @@ def _predict_file(
 ) -> np.ndarray:
     "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
     x = self._read(Path(path), axes)
-    out = self._predict_times(x, f"'{path}'", probabilities, progress)
+    size = image_info(path, axes=axes).pixel_size
+    out = self._predict_times(x, f"'{path}'", probabilities, progress, size)
     return _like(out, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
 
 
@@ -208,17 +213,30 @@ def _read(self: Predictor, path: Path, axes: Optional[str] = None) -> np.ndarray
     "Pixels T, C, Z, Y, X of a file, with the channels and planes that the model was trained on."
     r = self.recipe or Recipe(self.dims)
     x = read_image(
-        path, axes=axes or r.axes["IM"], scene=r.scene, channels=r.channels["IM"], planes=r.planes
+        path,
+        axes=axes or r.axes["IM"],
+        scene=r.scene,
+        level=r.level,
+        channels=r.channels["IM"],
+        planes=r.planes,
     )
     check_finite(x, path)
     return x
 
 # %% ../../nbs/inference/00_predictor.ipynb #32df6d57
 @patch
-def _predict_times(self: Predictor, x: Any, name: str, probabilities: bool, progress: bool) -> Any:
+def _predict_times(
+    self: Predictor,
+    x: Any,
+    name: str,
+    probabilities: bool,
+    progress: bool,
+    pixel_size: Optional[Sequence[Optional[float]]] = None,
+) -> Any:
     "Predict T, C, Z, Y, X; lazily if `x` is lazy."
     self._check_fits(x.shape, name)
-    one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress)
+    zoom = self.recipe.zoom(pixel_size or [None] * 3, name) if self.recipe else None
+    one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom)
     if not hasattr(x, "dask"): return np.stack([one(t) for t in x])
     channels, dtype = self._result_channels(probabilities)
     later, shape = dask.delayed(one), (channels, *x.shape[2:])
@@ -267,18 +285,25 @@ def _raw(self: Predictor, x: np.ndarray, progress: bool = False) -> torch.Tensor
 
 @patch
 def _predict_one(
-    self: Predictor, x: np.ndarray, name: str, probabilities: bool, progress: bool
+    self: Predictor,
+    x: np.ndarray,
+    name: str,
+    probabilities: bool,
+    progress: bool,
+    zoom: Optional[Sequence[float]] = None,
 ) -> np.ndarray:
-    "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units."
+    "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units and its own voxels."
     check_finite(x, name)
     x = x[:, 0] if self.dims == 2 else x
-    norm = self.recipe.source_norm if self.recipe else None
-    raw = self._raw(norm(x) if norm else x, progress)
+    size = x.shape[1:]
+    if zoom: x = resample(x, zoom)
+    raw = self._raw(self.recipe.normalise("IM", x) if self.recipe else x, progress)
     pred = self.module.finish(raw, probabilities)[0].cpu().numpy()
     if self.module.task == "regression" and self.recipe and self.recipe.target_stats:
         pred = self.recipe.target_norm.inverse(pred, self.recipe.target_stats)
     if pred.dtype == np.int64:
         pred = pred.astype(np.uint8 if pred.max(initial=0) < 256 else np.uint16)
+    if zoom: pred = resample(pred, shape=size, labels=pred.dtype.kind == "u")
     return pred[:, None] if self.dims == 2 else pred
 
 # %% ../../nbs/inference/00_predictor.ipynb #a25c319f
@@ -338,9 +363,10 @@ def predict_folder(self: Predictor,
     for f in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
             x = self._read(f, axes)
-            pred = self._predict_times(x, f"'{f}'", probabilities, False)
+            size = image_info(f, axes=axes).pixel_size
+            pred = self._predict_times(x, f"'{f}'", probabilities, False, size)
             target = out / f"{image_stem(f)}.ome.tif"
-            write_image(target, pred, axes="TCZYX", pixel_size=image_info(f, axes=axes).pixel_size)
+            write_image(target, pred, axes="TCZYX", pixel_size=size)
             result.done.append(target)
         except (Im2ImError, OSError, MemoryError) as e:
             said = str(e) or type(e).__name__
@@ -370,7 +396,8 @@ def evaluate(self: Predictor,
             check_samples([s], self.recipe, progress=False)
             x = self.recipe.load(s)
             pred = self.module.finish(self._raw(x["IM"].numpy()))[0].cpu()
-            figures = self.module.image_figures(pred, x["GT"], x.get("CM"))
+            target_image = x["GT"].long() if self.recipe.labels else x["GT"]
+            figures = self.module.image_figures(pred, target_image, x.get("CM"))
             rows.append({"image": x["name"]} | figures)
             result.done.append(Path(s["IM"]))
         except (Im2ImError, OSError, MemoryError) as e:

@@ -64,6 +64,7 @@ class Im2ImModule(pl.LightningModule):
     # Plain arguments, kept as attributes, that prediction depends on
     settings: ClassVar[tuple] = ()
     dims: ClassVar[tuple] = (2, 3)  # Spatial dimensions supported
+    pairings: ClassVar[tuple] = ("paired",)  # Kinds of data supported: paired, unpaired, source
     task: str = "regression"  # 'regression' or 'segmentation'
 
     def __init__(self,
@@ -336,6 +337,7 @@ def check(cls: Im2ImModule,
     spec: dict,  # The config's `model`
     spatial_dims: int,  # 2 or 3
     target_kind: str,  # 'image' or 'label'
+    pairing: str = "paired",  # 'paired', 'unpaired' or 'source'
 ):
     "`ConfigError` where this framework cannot do what is asked."
     if spatial_dims not in cls.dims:
@@ -343,6 +345,12 @@ def check(cls: Im2ImModule,
         raise ConfigError(
             f"`model._target_`: {cls.__name__} works in {able}, but `data.patch` is"
             f" {spatial_dims}D; give it another number of sizes, or take another framework."
+        )
+    if pairing not in cls.pairings:
+        able = " or ".join(cls.pairings)
+        raise ConfigError(
+            f"`data.pairing` is {pairing}, but {cls.__name__} learns from {able} data; set"
+            f" `data.pairing: {cls.pairings[0]}`, or take another framework."
         )
 
 

@@ -104,9 +104,9 @@ def stride(self: FCN,
 
 # %% ../../nbs/models/02_fcn.ipynb #af504151
 @patch(cls_method=True)
-def check(cls: FCN, spec, spatial_dims, target_kind):
+def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where task, classes, network and kind of target do not go together."
-    super(FCN, cls).check(spec, spatial_dims, target_kind)
+    super(FCN, cls).check(spec, spatial_dims, target_kind, pairing)
     task, classes = spec.get("task", "regression"), spec.get("num_classes", 1)
     _check_task(task, classes)
     if "net" not in spec:
