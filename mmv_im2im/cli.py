@@ -109,13 +109,14 @@ def _train(cfg: Config, trust: Sequence[str]) -> int:
 
 
 def _check(cfg: Config, trust: Sequence[str]) -> int:
+    from mmv_im2im.data_modules.describe import describe
     from mmv_im2im.trainers import prepare
     cfg, model, data = prepare(cfg, trust)
-    for s in data.samples[:3]:
-        files = [f"{k} {s[k]} {data.recipe.shape(k, s[k])}" for k in ("IM", "GT", "CM") if k in s]
-        print("", *files, sep="  ")
+    for s in data.items[:3]:
+        shape = lambda k: data.recipe.shape(k, s[k], s.get("time"))
+        print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
     stride, halo = model.probe(data.in_channels, cfg.data.spatial_dims)
-    print(f"data: {data.summary}")
+    print(f"data: {describe(data, most=20)}")
     size = sum(p.numel() for p in model.parameters())
     out = model.output_channels(cfg.model, data.out_channels)
     field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"

@@ -113,17 +113,10 @@ def _check_section(section: Any, prefix: str = ""):
         if not is_dataclass(value):
             _check_value(f"{prefix}{f.name}", value, hints[f.name], f.metadata)
 
-# %% ../nbs/01_config.ipynb #f473cc6c
-_DEFAULT_AUGMENT = [
-    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -1},
-    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -2},
-    {"_target_": "RandRotate90d", "prob": 0.5, "max_k": 1, "spatial_axes": [-2, -1]},
-]
-
-
+# %% ../nbs/01_config.ipynb #79aa2f29
 @dataclass
-class DataConfig:
-    "Where the images are and how they become batches."
+class _Files:
+    "Where the images are, and which belong together."
     # Folder with the images, a csv, or two of them: {train: ..., val: ...}
     path: Any = None
     # How the images are organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
@@ -142,6 +135,11 @@ class DataConfig:
     # What labels are made into: objects numbered from 1 (instances), numbers kept (classes), 0 and
     # 1 (binary); null = as they are in the file
     label_kind: Optional[str] = option(None, choices=("instances", "classes", "binary"))
+
+# %% ../nbs/01_config.ipynb #61734c73
+@dataclass
+class _Reading:
+    "What is read of each file."
     # Channels of the source file to use, counted from 0; null = all
     source_channels: Optional[List[int]] = option(None, low=0)
     # Channels of the target file to use, counted from 0; null = all
@@ -155,6 +153,11 @@ class DataConfig:
     # Planes in Z to use, counted from 0; null = all
     planes: Optional[List[int]] = option(None, low=0)
     time_points: bool = False  # Take every time point of a movie as a sample of its own
+
+# %% ../nbs/01_config.ipynb #0fd5e4a4
+@dataclass
+class _Patches:
+    "How images are split and cut."
     # Hold back whole files, or a region of each image, for validation; auto = by files where
     # there are at least 5
     split: str = option("auto", choices=("auto", "files", "regions"))
@@ -173,6 +176,18 @@ class DataConfig:
     batch_size: int = option(8, low=1)  # Patches per training step and process
     # Processes that load data beside the training; 0 = none, null = chosen for the machine
     num_workers: Optional[int] = option(None, low=0)
+
+# %% ../nbs/01_config.ipynb #c09b4463
+_DEFAULT_AUGMENT = [
+    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -1},
+    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -2},
+    {"_target_": "RandRotate90d", "prob": 0.5, "max_k": 1, "spatial_axes": [-2, -1]},
+]
+
+
+@dataclass
+class _Preparation:
+    "How pixels become what a network takes."
     isotropic: bool = False  # Resample Z so that voxels are as deep as they are wide
     # Voxel size [Z, Y, X] in micrometres of files that do not say; null = the files say
     pixel_size: Optional[List[float]] = option(None, low=0)
@@ -184,6 +199,11 @@ class DataConfig:
     # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map;
     # [] = none
     augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)
+
+# %% ../nbs/01_config.ipynb #153daaf5
+@dataclass
+class _Keeping:
+    "What is validated on, and what is kept where."
     # Validate on whole images up to so many pixels per epoch
     val_pixels: int = option(4_000_000, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
@@ -200,15 +220,16 @@ class DataConfig:
     # Another portion takes its place every so many epochs
     portion_epochs: int = option(1, low=1)
 
+# %% ../nbs/01_config.ipynb #2356855d
+@dataclass
+class DataConfig(_Keeping, _Preparation, _Patches, _Reading, _Files):
+    "Where the images are and how they become batches."
     def __post_init__(self): _check_data(self)
 
     @property
     def spatial_dims(self) -> int: return len(self.patch)
 
-# %% ../nbs/01_config.ipynb #3c4f1c96
-_AXES = "TCZYXS"
-
-
+# %% ../nbs/01_config.ipynb #414bb509
 def _check_path(path: Any):
     "A folder or csv, or one for each of `train` and `val`."
     if path is None or isinstance(path, str): return
@@ -221,23 +242,12 @@ def _check_path(path: Any):
     raise ConfigError(
         "`data.path` must be a text, the folder with the images or a csv, or two of them, {train:"
         f" ..., val: ...}}; got {path!r}."
+        f" {'Put it in quotes.' * isinstance(path, (int, float))}".rstrip()
     )
 
-
-def _check_data(data: DataConfig):
-    "Limits of single fields, then of fields against each other."
-    _check_section(data, "data.")
-    data.patch = tuple(data.patch)
-    if len(data.patch) not in (2, 3):
-        raise ConfigError(
-            f"`data.patch` needs 2 sizes, [Y, X], or 3, [Z, Y, X]; got {list(data.patch)}."
-        )
-    if data.target_kind == "label" and data.target_norm:
-        raise ConfigError(
-            "`data.target_norm` must be null where `data.target_kind` is label: object numbers are"
-            " not intensities. Remove `target_norm`, or set `target_kind: image`."
-        )
-    _check_path(data.path)
+# %% ../nbs/01_config.ipynb #79366d64
+def _check_together(data: DataConfig):
+    "Fields against each other."
     if data.portion and data.num_workers:
         raise ConfigError(
             f"`data.num_workers` is {data.num_workers}, but with `data.portion` the images are held"
@@ -266,6 +276,26 @@ def _check_data(data: DataConfig):
             " file holds source and target, choose `data.source_channels` and"
             " `data.target_channels`."
         )
+
+# %% ../nbs/01_config.ipynb #ecec8b9f
+_AXES = "TCZYXS"
+
+
+def _check_data(data: DataConfig):
+    "Limits of single fields, then of fields against each other."
+    _check_section(data, "data.")
+    data.patch = tuple(data.patch)
+    if len(data.patch) not in (2, 3):
+        raise ConfigError(
+            f"`data.patch` needs 2 sizes, [Y, X], or 3, [Z, Y, X]; got {list(data.patch)}."
+        )
+    if data.target_kind == "label" and data.target_norm:
+        raise ConfigError(
+            "`data.target_norm` must be null where `data.target_kind` is label: object numbers are"
+            " not intensities. Remove `target_norm`, or set `target_kind: image`."
+        )
+    _check_path(data.path)
+    _check_together(data)
     for name in ("source_axes", "target_axes"):
         axes = getattr(data, name)
         if axes is None: continue
@@ -740,7 +770,9 @@ def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
 def _section_keys(cls: type, prefix: str) -> list[dict]:
     "Rows for the fields of one section."
     from fastcore.docments import docments  # only --help and the reference need it
-    hints, comments, rows = get_type_hints(cls), docments(cls), []
+    parts = [c for c in reversed(cls.__mro__) if is_dataclass(c)]
+    comments = {k: v for c in parts for k, v in docments(c).items() if v}
+    hints, rows = get_type_hints(cls), []
     for f in fields(cls):
         if is_dataclass(hints[f.name]): continue
         default = f.default if f.default is not MISSING else f.default_factory()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from configparser import ConfigParser
+from dataclasses import is_dataclass
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -187,7 +188,8 @@ def test_every_public_name_is_documented():
         if not (vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__):
             missing.append(f"{name}: no docstring")
         # fields of a dataclass are documented in the class itself
-        docs = docments(thing, full=False, returns=False) or {}
+        parts = reversed(thing.__mro__) if is_dataclass(thing) and inspect.isclass(thing) else [thing]
+        docs = {k: v for part in parts if part is not object for k, v in (docments(part, full=False, returns=False) or {}).items() if v}
         missing += [f"{name}({a}): no comment" for a in arguments(thing) if not docs.get(a)]
     assert not missing, "\n".join(missing)
 

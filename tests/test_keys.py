@@ -1,4 +1,6 @@
 "Every key of the config changes what happens."
+import errno
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -6,11 +8,14 @@ import pytest
 import pytorch_lightning as pl
 import tifffile
 import torch
+import zarr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from chain import REGRESS, SEGMENT, run, same_weights, write_yaml
 
 from mmv_im2im.config import Config, DataConfig, PredictConfig, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, DataError
+from mmv_im2im.data_modules import caching
+from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.models.fcn import FCN
@@ -158,7 +163,30 @@ def _nameless(path, x):
     tifffile.imwrite(str(path).replace(".ome", ""), x, metadata=None, photometric="minisblack")
 
 
+def _nested(folder, pairs):
+    "The pairs, in a sub-folder of each folder."
+    for key in ("IM", "GT"): shutil.copytree(pairs / key, folder / key / "day1")
+    return folder
+
+
+def _levels(folder, _):
+    "Two pairs of OME-Zarrs with two resolutions each."
+    rng = np.random.default_rng(0)
+    for name in ("IM/0", "IM/1", "GT/0", "GT/1"):
+        group = zarr.open_group(str(folder / f"{name}.ome.zarr"), "w")
+        for level, n in enumerate((96, 48)): group.create_dataset(str(level), data=rng.integers(0, 1000, (n, n), np.uint16))
+        steps = [{"path": str(i), "coordinateTransformations": [{"type": "scale", "scale": [0.5 * 2**i] * 2}]} for i in (0, 1)]
+        axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
+        group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": steps}]
+    return folder
+
+
 FOLDERS = {
+    "nested": _nested,
+    "levels": _levels,
+    "movies": lambda f, _: _files(f, lambda p, x: write_image(p, x, "TYX")),
+    "stacks": lambda f, _: _files(f, lambda p, x: write_image(p, x, "ZYX", pixel_size=(2, 1, 1))),
+    "sizeless": lambda f, _: _files(f, lambda p, x: write_image(p, x, "ZYX")),
     "pairs": lambda f, pairs: pairs,
     "both": _both_layouts,
     "channels": lambda f, _: _files(f, lambda p, x: write_image(p, x, "CYX")),
@@ -169,7 +197,24 @@ FOLDERS = {
 IMAGE = {"target_kind": "image"}
 AXES = {**IMAGE, "source_axes": "CYX", "target_axes": "CYX"}
 # key: (folder, what both configs have, value of the key before and after; `Exception`: refused without the key)
+STACKS = {**IMAGE, "patch": [4, 32, 32]}
+DISK = {"cache": "disk", "cache_dir": "here"}
 DATA = {
+    "pairing": ("pairs", IMAGE, "unpaired"),
+    "nested": ("nested", {}, True),
+    "label_kind": ("pairs", {}, "binary"),
+    "level": ("levels", IMAGE, 1),
+    "time_points": ("movies", IMAGE, True),
+    "sampling": ("pairs", {}, "grid"),
+    "min_foreground": ("pairs", {}, 0.9),
+    "isotropic": ("stacks", STACKS, True),
+    "pixel_size": ("sizeless", STACKS | {"isotropic": True}, [2.0, 1.0, 1.0]),
+    "pad_multiple": ("pairs", {}, 48),
+    "cache": ("pairs", {}, "none"),
+    "cache_dir": ("pairs", DISK, "there"),
+    "cache_limit_gb": ("pairs", DISK, 6e-5),
+    "portion": ("pairs", {}, 0.5),
+    "portion_epochs": ("pairs", {"portion": 0.5}, 3),
     "layout": ("both", {"layout": "folders"}, "suffix"),
     "source": ("both", {"layout": "folders"}, "raw"),
     "target": ("both", {"layout": "folders"}, "other"),
@@ -195,31 +240,48 @@ DATA = {
     "val_patches": ("pairs", {}, True),
     "cache_gb": ("pairs", {}, 0),
 }
-REFUSED_WITHOUT = ("source_axes", "target_axes", "planes")
+REFUSED_WITHOUT = ("source_axes", "target_axes", "planes", "nested", "time_points", "pixel_size")
 
 
 def _seen(cfg) -> list:
-    "What a config makes of the data: the first batches, their number, the loader, the memory."
-    _, model, data = prepare(cfg)
+    "What a config makes of the data: the first batches, their number, the loader, what is kept."
+    if cfg.data.pairing == "paired": data = prepare(cfg)[2]
+    else: data = Im2ImDataModule(**{f.name: getattr(cfg.data, f.name) for f in fields(cfg.data)}, seed=cfg.seed)
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
-    out = [len(train_loader), len(val_loader), train_loader.num_workers, len(data.memory.held), data.in_channels, data.out_channels]
+    memory, disk = data.store.memory, data.store.disk
+    kept = [memory and len(memory.held), disk and (str(disk.folder), len(list(disk.folder.glob("*/*"))) > 3)]
+    out = [len(train_loader), len(val_loader), getattr(train_loader, "num_workers", 0), kept, data.in_channels, data.out_channels]
     for loader in (train_loader, val_loader):
-        for k, v in sorted(next(iter(loader)).items()): out.append((k, v.dtype, v.shape, v.numpy().tobytes()) if k != "name" else v)
+        for k, v in sorted(next(iter(loader)).items()):
+            out.append((k, v.dtype, v.shape, v.numpy().tobytes()) if isinstance(v, torch.Tensor) else v)
+    for window in getattr(train_loader, "windows", ()): window.close()
     return out
 
 
 @pytest.mark.parametrize("key", DATA)
-def test_keys_of_the_data(key, tmp_path, pairs):
+def test_keys_of_the_data(key, tmp_path, pairs, monkeypatch):
     folder, given, value = DATA[key]
+    monkeypatch.chdir(tmp_path)
     path = FOLDERS[folder](tmp_path, pairs)
     def config(data):
         base = REGRESS if data.get("target_kind") == "image" else SEGMENT
-        return configured(tmp_path / "run", path, base, data={"target_norm": None, "augment": []} | data)
+        dims = {"net": base["model"]["net"] | {"spatial_dims": len(data.get("patch", [32, 32]))}}
+        return configured(tmp_path / "run", path, base, data={"target_norm": None, "augment": []} | data, model=dims)
     changed = _seen(config(given | {key: value}))
     assert changed == _seen(config(given | {key: value})), "the same config sees the same"
     if key in REFUSED_WITHOUT:
         with pytest.raises(DataError): _seen(config(given))
     else: assert changed != _seen(config(given))
+
+
+@pytest.mark.parametrize("choice", ("stop", "skip"))
+def test_a_full_disk(choice, tmp_path, pairs, monkeypatch):
+    def full(*_): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(caching, "save_file", full)
+    cfg = configured(tmp_path / "run", pairs, data={"cache": "disk", "cache_dir": str(tmp_path / "cache"), "cache_full": choice})
+    if choice == "skip": assert _seen(cfg)
+    else:
+        with pytest.raises(DataError, match="is full"): _seen(cfg)
 
 
 def test_path_of_the_data(tmp_path, pairs):
@@ -300,7 +362,7 @@ def test_keys_of_the_top_level(tmp_path, pairs, usual, capsys):
 
 @pytest.mark.parametrize("section, tested", [
     (TrainerConfig, {k.partition(" ")[0] for k in TRAINED} | set(HANDED_ON)),
-    (DataConfig, set(DATA) | {"path"}),
+    (DataConfig, set(DATA) | {"path", "cache_full"}),
     (PredictConfig, set(PREDICTED)),
     (Config, {"mode", "seed", "out", "data", "model", "trainer", "predict"}),
 ], ids=["trainer", "data", "predict", "top level"])

@@ -6,7 +6,8 @@
 __all__ = ['PatchDataset', 'UnpairedPatches', 'split_domains', 'join_domains', 'ImageDataset', 'EpochBatches', 'PortionLoader',
            'Im2ImDataModule']
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #24f338de
+# %% ../../nbs/data_modules/06_data_module.ipynb #c4dc4b2f
+import inspect
 import math
 import multiprocessing
 import os
@@ -120,7 +121,7 @@ def join_domains(
     names = {"name": source["name"], "target_name": target["name"]}
     return target | {"IM": source["IM"]} | names | both
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #28bf6e5a
+# %% ../../nbs/data_modules/06_data_module.ipynb #276c4c6b
 class ImageDataset(Dataset):
     "Whole images, or the regions that validation uses; unpaired ones side by side."
     def __init__(self,
@@ -130,7 +131,8 @@ class ImageDataset(Dataset):
     ):
         self.load, self.labels = load, labels
         sources, targets = split_domains(items)
-        self.items = [(s, targets[i % len(targets)]) if targets else (s,) for i, s in enumerate(sources)]
+        partner = lambda i: (targets[i % len(targets)],) if targets else ()
+        self.items = [(s, *partner(i)) for i, s in enumerate(sources)]
 
     def __len__(self): return len(self.items)
 
@@ -138,7 +140,7 @@ class ImageDataset(Dataset):
         parts = [self.load(p) for p in self.items[i]]
         sample = dict(parts[0]) if len(parts) == 1 else join_domains(*parts)
         for k in ("points", "foreground"): sample.pop(k, None)
-        if "GT" in sample: sample["GT"] = sample["GT"].to(torch.int64 if self.labels else torch.float32)
+        if self.labels and "GT" in sample: sample["GT"] = sample["GT"].long()
         return sample
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #d690e29a
@@ -224,7 +226,7 @@ class PortionLoader:
         seed = derive_seed(self.seed, "visit", plan.rank, visit)
         return self.transform(sample, seed, visit % plan.visits)
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #1357bfed
+# %% ../../nbs/data_modules/06_data_module.ipynb #5d1fe4b7
 class Im2ImDataModule(pl.LightningDataModule):
     "Batches of patches for training and whole images for validation, from a folder."
     def __init__(self,
@@ -276,30 +278,34 @@ class Im2ImDataModule(pl.LightningDataModule):
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         super().__init__()
-        self.path = dict(path) if isinstance(path, Mapping) else Path(path)
-        self.layout, self.pairing, self.nested = layout, pairing, nested
-        self.patch, self.batch_size = tuple(patch), batch_size
-        self.names = {"source": source, "target": target, "costmap": costmap}
-        self.time_points, self.seed = time_points, seed
-        self.split, self.val_fraction, self.gap = split, val_fraction, gap
-        self.patches_per_image, self.num_workers = patches_per_image, num_workers
-        self.sampling, self.val_pixels, self.val_patches = sampling, val_pixels, val_patches
-        self.portion, self.portion_epochs = portion, portion_epochs
-        labels = target_kind == "label"
-        self.recipe = Recipe(
-            len(self.patch), labels, source_norm, target_norm, source_channels, target_channels,
-            source_axes, target_axes, scene, level, planes, label_kind if labels else None,
-            isotropic, pixel_size, pad_multiple, trust=trust,
-        )
-        paired = pairing != "unpaired"
-        self.transform = PatchTransform(
-            self.patch, augment, labels, trust, sampling, paired, min_foreground
-        )
-        self.plain_patch = PatchTransform(self.patch, (), labels, sampling=sampling, paired=paired)
-        self.cache, self.cache_gb = cache, cache_gb
-        self.disk_options = cache_dir, cache_limit_gb, cache_full
+        _keep(self, **{k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.in_channels: Optional[int] = None
         self.out_channels: Optional[int] = None
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #38d3ebe1
+_PLAIN = (
+    "layout pairing nested time_points seed split val_fraction gap patches_per_image num_workers"
+    " sampling val_pixels val_patches portion portion_epochs cache cache_gb batch_size"
+).split()
+
+
+def _keep(self: Im2ImDataModule, **given):
+    "Keep the arguments, and make the recipe and the transforms out of them."
+    for name in _PLAIN: setattr(self, name, given[name])
+    path, labels = given["path"], given["target_kind"] == "label"
+    self.path = dict(path) if isinstance(path, Mapping) else Path(path)
+    self.patch = tuple(given["patch"])
+    self.names = {k: given[k] for k in ("source", "target", "costmap")}
+    self.disk_options = given["cache_dir"], given["cache_limit_gb"], given["cache_full"]
+    shared = inspect.signature(Recipe).parameters.keys() & given.keys()
+    kind = {"label_kind": given["label_kind"] if labels else None}
+    self.recipe = Recipe(len(self.patch), labels, **{k: given[k] for k in shared} | kind)
+    cut = {"sampling": self.sampling, "paired": self.pairing != "unpaired"}
+    trust, least = given["trust"], given["min_foreground"]
+    self.transform = PatchTransform(
+        self.patch, given["augment"], labels, trust, min_foreground=least, **cut
+    )
+    self.plain_patch = PatchTransform(self.patch, (), labels, min_foreground=least, **cut)
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #d5284d36
 @patch
@@ -394,7 +400,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
         val.append(item | {"region": b})
     return train, val
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #2bb47abc
+# %% ../../nbs/data_modules/06_data_module.ipynb #d8df486b
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     "Spatial size of an item; its header is read if it was not before."
     if item.get("region"): return tuple(b - a for a, b in item["region"])
@@ -413,7 +419,7 @@ def _enough_patches(self: Im2ImDataModule) -> int:
 
 
 def _visited(self: Im2ImDataModule) -> int:
-    "Images that an epoch visits, over all processes: those of the larger domain, or of the portion."
+    "Images that an epoch visits in all processes: the larger domain's, or the portion's."
     n = max(map(len, split_domains(self.train_items)))
     return n if self.portion is None else max(1, round(self.portion * n))
 
@@ -496,7 +502,7 @@ def _prepare(self: Im2ImDataModule):
         if 4 * channels * math.prod(typical) * len(items) > self.cache_gb * 1e9: return
     if self.cache != "none": prepare_samples(self.val_store, items)
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #ac84fe69
+# %% ../../nbs/data_modules/06_data_module.ipynb #f2855967
 @patch
 def _position(self: Im2ImDataModule) -> tuple[int, int]:
     "The epoch that Lightning is in, and how many of its batches were used before."
@@ -535,18 +541,19 @@ def val_dataloader(self: Im2ImDataModule) -> DataLoader:
         kind = UnpairedPatches if self.pairing == "unpaired" else PatchDataset
         data = kind(self.val_items, self.val_store, self.plain_patch, self.per_image, self.seed)
         return DataLoader(data, batch_size=self.batch_size)
-    return DataLoader(ImageDataset(self.val_items, self.val_store, self.recipe.labels), batch_size=1)
+    data = ImageDataset(self.val_items, self.val_store, self.recipe.labels)
+    return DataLoader(data, batch_size=1)
 
 
 @patch
 def _workers(self: Im2ImDataModule, world: int) -> int:
-    "Loading processes: as asked for; else none beside training on the CPU, or where they start slowly."
+    "Loading processes: as asked for; else none for the CPU, or where they start slowly."
     if self.num_workers is not None: return self.num_workers
     slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
     if not torch.cuda.is_available() or slow_start: return 0
     return min(8, (os.cpu_count() or 1) // (2 * world))
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #bfd67b2c
+# %% ../../nbs/data_modules/06_data_module.ipynb #062cf0fa
 @patch
 def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoader:
     "A loader that holds this process's share of the portion; it is made once and goes on."
@@ -554,7 +561,9 @@ def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoad
     domains = [d for d in split_domains(self.train_items) if d]
     held = [max(1, round(self.portion * len(d)) // world) for d in domains]
     if min(map(len, domains)) < world:
-        raise ConfigError(f"`data.portion` needs an image for each of {world} processes; give more.")
+        raise ConfigError(
+            f"`data.portion` needs an image for each of {world} processes; give more images."
+        )
     per_epoch = max(held) * self.per_image
     windows = []
     for k, (d, n) in enumerate(zip(domains, held)):
@@ -572,7 +581,7 @@ def _own(sample: dict) -> dict:
     "A copy in memory of what may be mapped from a file."
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}
 
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #679e6734
 class _Resumable(DataLoader):
     "A loader that Lightning may resume within an epoch: its state is derived, not stored."
     def state_dict(self) -> dict:

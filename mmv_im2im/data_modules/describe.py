@@ -44,7 +44,7 @@ class Collection:
         middle[:, 0], middle[:, -1] = by_image[..., 0].min(0), by_image[..., -1].max(0)
         return middle
 
-# %% ../../nbs/data_modules/07_describe.ipynb #60436ccf
+# %% ../../nbs/data_modules/07_describe.ipynb #df9f1d38
 def _look(key: str, items: Sequence[dict], recipe: Recipe, most: int) -> Collection:
     "Read an even selection of the images of one kind."
     found = Collection(key, len(items))
@@ -65,13 +65,14 @@ def _look(key: str, items: Sequence[dict], recipe: Recipe, most: int) -> Collect
 def _count_labels(found: Collection, x: np.ndarray):
     "Add the classes and the objects of a label image; a binary mask's objects are its parts."
     values, pixels = np.unique(x, return_counts=True)
-    for v, n in zip(values.tolist(), pixels.tolist()): found.classes[v] = found.classes.get(v, 0) + n
+    for v, n in zip(values.tolist(), pixels.tolist()):
+        found.classes[v] = found.classes.get(v, 0) + n
     if len(values) <= 2: pixels = np.unique(connected(x > 0), return_counts=True)[1]
     sizes = pixels[1:] if values[0] == 0 or len(values) <= 2 else pixels
     found.objects.append(len(sizes))
     if len(sizes): found.smallest = min(int(sizes.min()), found.smallest or int(sizes.min()))
 
-# %% ../../nbs/data_modules/07_describe.ipynb #b0e6d8ee
+# %% ../../nbs/data_modules/07_describe.ipynb #66a4c7a9
 @dataclass
 class Description:
     "What a data set holds; print it, or draw it with `plot`."
@@ -82,7 +83,8 @@ class Description:
 
     def plot(self) -> Figure:
         "Intensity ranges of every channel; for labels, the share of each class."
-        fig, axes = plt.subplots(1, len(self.collections), figsize=(3.2 * len(self.collections), 2.2), dpi=80)
+        n = len(self.collections)
+        fig, axes = plt.subplots(1, n, figsize=(3.2 * n, 2.2), dpi=80)
         for ax, found in zip(np.atleast_1d(axes), self.collections):
             if found.classes: _draw_classes(ax, found)
             else: _draw_ranges(ax, found)
@@ -100,7 +102,7 @@ def describe(
     kinds = [(k, [i for i in data.items if k in i]) for k in ("IM", "GT", "CM")]
     return Description(data.summary, [_look(k, i, data.recipe, most) for k, i in kinds if i])
 
-# %% ../../nbs/data_modules/07_describe.ipynb #4775b716
+# %% ../../nbs/data_modules/07_describe.ipynb #2f6160b4
 _NAMES = {"IM": "sources", "GT": "targets", "CM": "cost maps"}
 
 
@@ -112,7 +114,8 @@ def _table(found: Collection) -> str:
     axes = "C x Y x X" if len(sizes) == 3 else "C x Z x Y x X"
     lines = [f"{found.count} {_NAMES[found.key]}{of}: {' x '.join(sizes)} ({axes}), {kinds}"]
     if found.classes: return "\n".join(lines + _label_lines(found))
-    lines.append(f"  {'channel':8s}{'min':>11s}{'1 %':>11s}{'median':>11s}{'99 %':>11s}{'max':>11s}")
+    names = ("min", "1 %", "median", "99 %", "max")
+    lines.append("  channel " + "".join(f"{name:>11s}" for name in names))
     for i, levels in enumerate(found.ranges):
         lines.append(f"  {i:<8d}" + "".join(f"{v:11.5g}" for v in levels))
     return "\n".join(lines)
@@ -130,7 +133,7 @@ def _label_lines(found: Collection) -> list[str]:
         f"  {few} to {many} objects an image, the smallest of {found.smallest or 0} pixels",
     ]
 
-# %% ../../nbs/data_modules/07_describe.ipynb #197048ae
+# %% ../../nbs/data_modules/07_describe.ipynb #4bb929ff
 def _draw_ranges(ax, found: Collection):
     "A bar from 1 to 99 % for each channel, with whiskers to the extremes."
     low, p1, middle, p99, high = found.ranges.T
@@ -144,7 +147,9 @@ def _draw_ranges(ax, found: Collection):
 def _draw_classes(ax, found: Collection):
     "The share of every label; of many, background against objects."
     counts = dict(sorted(found.classes.items()))
-    if len(counts) > 8: counts = {"0": counts.get(0, 0), "above 0": sum(counts.values()) - counts.get(0, 0)}
+    if len(counts) > 8:
+        background = counts.get(0, 0)
+        counts = {"0": background, "above 0": sum(counts.values()) - background}
     shares = np.array(list(counts.values())) / sum(counts.values())
     ax.bar(list(map(str, counts)), shares, color="0.6")
     ax.set(xlabel="label", ylabel="share of pixels", ylim=(0, 1), title=_NAMES[found.key])

@@ -17,6 +17,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from operator import index as as_index
 from pathlib import Path
 from typing import Any, Iterator, Optional, Sequence
@@ -266,9 +267,20 @@ def _page(self, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
     if page.is_final and not (whole and self.file.byteorder == "<"):
         mapped = self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
         return np.array(mapped[cut])
-    return page.asarray()[cut]
+    with _reopened(page.parent.filehandle): return page.asarray()[cut]
 
 
+@contextmanager
+def _reopened(file: tifffile.FileHandle) -> Iterator[tifffile.FileHandle]:
+    "The same file, open: of several that make up an OME-TIFF tifffile keeps only the first so."
+    closed = file.closed
+    if closed: file.open()
+    try:
+        yield file
+    finally:
+        if closed: file.close()
+
+# %% ../../nbs/data_modules/00_images.ipynb #f363894c
 def _page_part(self, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
     "The pixels of a page within `box`, from the tiles or strips that it touches."
     frame, (y0, y1), (x0, x1) = page.keyframe, box["Y"], box["X"]
@@ -295,21 +307,22 @@ def _tile_size(frame) -> tuple[int, int]:
 
 def _decoded(self, page, planes: range, rows: tuple[int, int], columns: tuple[int, int]):
     "Tiles around rows and columns, `(1, Y, X, S)` each, and where they lie: plane, y, x."
-    frame, file = page.keyframe, page.parent.filehandle
+    frame = page.keyframe
     height, width = _tile_size(frame)
     n_y, n_x = math.ceil(frame.imagelength / height), math.ceil(frame.imagewidth / width)
     numbers = [(p * n_y + y) * n_x + x for p in planes
                for y in range(rows[0] // height, (rows[1] - 1) // height + 1)
                for x in range(columns[0] // width, (columns[1] - 1) // width + 1)]
     _check_bytes(page, self.path, numbers)
-    if file.closed: file.open()  # one of several files that make up an OME-TIFF
-    for i in numbers:
-        if not page.databytecounts[i]: continue  # nothing was stored: background
-        file.seek(page.dataoffsets[i])
-        part, (plane, _, y, x, _), _ = frame.decode(
-            file.read(page.databytecounts[i]), i,
-            jpegtables=page.jpegtables, jpegheader=frame.jpegheader)
-        yield part, plane, y, x
+    with _reopened(page.parent.filehandle) as file:
+        decode = frame.decode  # made at first use, which moves the file's position
+        for i in numbers:
+            if not page.databytecounts[i]: continue  # nothing was stored: background
+            file.seek(page.dataoffsets[i])
+            part, (plane, _, y, x, _), _ = decode(
+                file.read(page.databytecounts[i]), i,
+                jpegtables=page.jpegtables, jpegheader=frame.jpegheader)
+            yield part, plane, y, x
 
 
 _Tiff._decoded = _decoded
@@ -496,13 +509,11 @@ class _Nd2(_File):
     def close(self):
         if self.file is not None: self.file.close()
 
-# %% ../../nbs/data_modules/00_images.ipynb #70729265
+# %% ../../nbs/data_modules/00_images.ipynb #8f318803
 def _nd2_take(self, index):
-    n = len(self.loops)
-    outer = [len(keep) for keep in index[:n]]
-    frames = [self._frame(at, index[n:]) for at in np.ndindex(*outer)
-              for at in [tuple(index[i][k] for i, k in enumerate(at))]]
-    return np.stack(frames).reshape(*outer, *frames[0].shape)
+    outer, inner = index[:len(self.loops)], index[len(self.loops):]
+    frames = [self._frame(at, inner) for at in product(*outer)]
+    return np.stack(frames).reshape(*map(len, outer), *frames[0].shape)
 
 
 def _nd2_frame(self, at: tuple[int, ...], index) -> np.ndarray:
@@ -523,8 +534,8 @@ def _nd2_about(self):
     names = [c.channel.name for c in channels]
     if not channels: return names, (None, None, None)
     volume = channels[0].volume
-    sizes = [s if known else None for s, known in zip(volume.axesCalibration, volume.axesCalibrated)]
-    return names, tuple(reversed(sizes))
+    sizes = zip(volume.axesCalibration, volume.axesCalibrated)  # x, y, z
+    return names, tuple(size if known else None for size, known in sizes)[::-1]
 
 
 _Nd2.take, _Nd2._frame, _Nd2.about = _nd2_take, _nd2_frame, _nd2_about
@@ -571,10 +582,8 @@ def _czi_plane_box(self):
 
 
 def _czi_take(self, index):
-    n = len(self.loops)
-    outer, inner = index[:n], index[n:]
-    planes = [self._plane([keep[k] for keep, k in zip(outer, at)], inner)
-              for at in np.ndindex(*map(len, outer))]
+    outer, inner = index[:len(self.loops)], index[len(self.loops):]
+    planes = [self._plane(at, inner) for at in product(*outer)]
     return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'check_samples', 'sample_shapes']
 
-# %% ../../nbs/data_modules/04_recipe.ipynb #70525811
+# %% ../../nbs/data_modules/04_recipe.ipynb #c8fca29a
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -21,10 +21,10 @@ from mmv_im2im.data_modules.transforms import (
     as_normalization,
     isotropic_zoom,
     normalization_spec,
-    pad_to_multiple,
     prepare_labels,
     resample,
 )
+from ..tiling import pad_to_multiple
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #1a25c82a
 class Recipe:
@@ -63,12 +63,15 @@ class Recipe:
         self.source_stats, self.target_stats = source_stats, target_stats
         self.expected: dict[str, int] = {}  # Channels of each key, once the first file was seen
 
-# %% ../../nbs/data_modules/04_recipe.ipynb #d7922a2b
+# %% ../../nbs/data_modules/04_recipe.ipynb #12716731
 @patch
 def to_dict(self: Recipe) -> dict:  # Plain types: a checkpoint loads with `weights_only=True`
     "The arguments that build an equal recipe."
     plain = lambda numbers, kind: None if numbers is None else [kind(n) for n in numbers]
-    same = "spatial_dims labels label_kind scene level isotropic pad_multiple source_stats target_stats"
+    same = (
+        "spatial_dims labels label_kind scene level isotropic pad_multiple source_stats"
+        " target_stats"
+    )
     return {k: getattr(self, k) for k in same.split()} | {
         "planes": plain(self.planes, int),
         "pixel_size": plain(self.pixel_size, float),
@@ -152,7 +155,7 @@ def zoom(self: Recipe,
         )
     return isotropic_zoom(size)
 
-# %% ../../nbs/data_modules/04_recipe.ipynb #4b595d03
+# %% ../../nbs/data_modules/04_recipe.ipynb #8e95e874
 @patch
 def read(self: Recipe,
     key: str,  # What the file is: 'IM', 'GT' or 'CM'
@@ -191,8 +194,14 @@ def prepare(self: Recipe,
     else:
         x = self.normalise(key, x)
     if self.pad_multiple == 1: return x
-    return pad_to_multiple(x, self.pad_multiple, mode="constant" if key == "CM" else "symmetric")[0]
+    padded, inside = pad_to_multiple(torch.from_numpy(x)[None], self.pad_multiple)
+    if key == "CM":  # what is mirrored does not count
+        weights = torch.zeros_like(padded)
+        weights[(..., *inside)] = padded[(..., *inside)]
+        padded = weights
+    return padded[0].numpy()
 
+# %% ../../nbs/data_modules/04_recipe.ipynb #ddf0b72e
 @patch
 def normalise(self: Recipe,
     key: str,  # 'IM' or 'GT'
@@ -262,7 +271,7 @@ def _differ(key: str, path: Path, shape: Sequence[int], source: Path, first: Seq
 
 def _size(shape: Sequence[int]) -> str: return " x ".join(map(str, shape[1:])) + " pixels"
 
-# %% ../../nbs/data_modules/04_recipe.ipynb #e1707012
+# %% ../../nbs/data_modules/04_recipe.ipynb #799620f3
 def check_samples(
     samples: Sequence[dict],  # Dicts of paths
     recipe: Recipe,  # How they are read
@@ -271,7 +280,8 @@ def check_samples(
 ) -> dict[int, dict]:  # For each sample looked at, the shape of each key, `(C, [Z,] Y, X)`
     "Read headers; `DataError` where a file cannot be read or the sizes do not agree."
     n = len(samples)
-    some = range(n) if most is None else sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
+    some = range(n)
+    if most is not None and most < n: some = [round(i) for i in np.linspace(0, n - 1, most)]
     bar = tqdm(some, desc="checking images", unit="image", disable=not progress or len(some) < 200)
     shapes = {i: sample_shapes(samples[i], recipe) for i in bar}
     for key, name in (("IM", "source"), ("GT", "target")):

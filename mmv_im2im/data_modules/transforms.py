@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Normalization', 'Percentile', 'MinMax', 'Standard', 'Centre', 'pool', 'norm_of_values', 'Macenko', 'as_normalization',
-           'normalization_spec', 'pad_to_multiple', 'unpad', 'isotropic_zoom', 'resample', 'prepare_labels',
-           'foreground_threshold', 'sample_points', 'grid_size', 'as_transform', 'PatchTransform']
+           'normalization_spec', 'isotropic_zoom', 'resample', 'prepare_labels', 'foreground_threshold',
+           'sample_points', 'grid_size', 'as_transform', 'PatchTransform']
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #17d81589
 import inspect
@@ -233,25 +233,6 @@ def normalization_spec(
         k: v for k, v in vars(norm).items() if k in inspect.signature(cls).parameters
     }
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #271ca4aa
-def pad_to_multiple(
-    x: np.ndarray,  # `(C, [Z,] Y, X)`
-    multiple: int,  # Every size becomes a multiple of it
-    mode: str = "symmetric",  # As in `numpy.pad`; 'constant' pads with 0
-) -> tuple[np.ndarray, list[tuple[int, int]]]:  # The image, and pixels before and after each axis
-    "Pad the spatial axes, half on either side."
-    short = [-n % multiple for n in x.shape[1:]]
-    pads = [(s // 2, s - s // 2) for s in short]
-    return np.pad(x, [(0, 0), *pads], mode=mode) if any(short) else x, pads
-
-
-def unpad(
-    x: np.ndarray,  # `(C, [Z,] Y, X)`, padded
-    pads: Sequence[tuple[int, int]],  # As `pad_to_multiple` gives them
-) -> np.ndarray:
-    "Take the padding off."
-    return x[(slice(None), *(slice(a, n - b) for (a, b), n in zip(pads, x.shape[1:])))]
-
 # %% ../../nbs/data_modules/03_transforms.ipynb #e49b0e93
 def isotropic_zoom(
     pixel_size: Sequence[float],  # `(Z, Y, X)` in any unit
@@ -292,7 +273,7 @@ def prepare_labels(
     objects = [connected(c)[0] if m else relabel_sequential(c)[0] for c, m in zip(x, masks)]
     return np.stack(objects).astype(np.int32)
 
-# %% ../../nbs/data_modules/03_transforms.ipynb #9b519c04
+# %% ../../nbs/data_modules/03_transforms.ipynb #e0194725
 def foreground_threshold(
     sample: dict,  # `GT`, or `IM` where there is none, `(C, [Z,] Y, X)`
     labels: bool,  # Whether the target holds labels
@@ -313,23 +294,24 @@ def sample_points(
     seed: int = 0,  # Governs the draw
 ) -> Optional[np.ndarray]:  # int32, `(n, dims)`; None where there is nothing to draw from
     "Pixels that patches may be centred on."
-    draw, weight = np.random.default_rng(seed), None
-    if sampling == "costmap":
-        if "CM" not in sample: return None
-        weight = np.asarray(sample["CM"]).max(0)
-        found = np.flatnonzero(weight)
-        weight = weight.reshape(-1)[found] / weight.sum(dtype=np.float64)
-    else:
-        key = "GT" if "GT" in sample else "IM"
-        weight_of = np.asarray(sample[key]).max(0) > foreground_threshold(sample, labels)
-        found = np.flatnonzero(weight_of)
-    if not found.size: return None
     size = next(v.shape[1:] for k, v in sample.items() if k in ("GT", "IM"))
-    if weight is not None: weight = weight / weight.sum()
-    chosen = draw.choice(found, min(n, 4 * found.size), p=weight)
+    weight = _weight(sample, sampling, labels)
+    found = np.flatnonzero(weight)
+    if not found.size: return None
+    p = weight.reshape(-1)[found].astype(np.float64)
+    n = min(n, 4 * found.size)
+    chosen = np.random.default_rng(seed).choice(found, n, p=p / p.sum())
     return np.stack(np.unravel_index(chosen, size), axis=1).astype(np.int32)
 
 
+def _weight(sample: dict, sampling: str, labels: bool) -> np.ndarray:
+    "How likely a patch is centred on each pixel, `([Z,] Y, X)`; empty where nothing says."
+    if sampling == "costmap":
+        return np.asarray(sample["CM"]).max(0) if "CM" in sample else np.empty(0)
+    image = np.asarray(sample["GT" if "GT" in sample else "IM"])
+    return image.max(0) > foreground_threshold(sample, labels)
+
+# %% ../../nbs/data_modules/03_transforms.ipynb #b64fa629
 def grid_size(
     shape: Sequence[int],  # Spatial size of an image
     patch: Sequence[int],  # Size of a patch
