@@ -81,7 +81,8 @@ FCN.losses = counted
     (DROPOUT | STEPWISE, {"checkpoint_every_n_steps": 2}, {}),
     (DROPOUT, {"checkpoint_every_n_steps": 3, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2, "max_epochs": 4},
      {"num_workers": 2, "patches_per_image": 5}),
-], ids=["epochs", "steps", "accumulated steps, two workers"])
+    (DROPOUT, {"checkpoint_every_n_steps": 2}, {"portion": 0.4, "patches_per_image": 10}),
+], ids=["epochs", "steps", "accumulated steps, two workers", "portion"])
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, model, trainer, data):
     cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, model=model, trainer=trainer, data=data)
     command = "--config", cfg, "--data.path", pairs

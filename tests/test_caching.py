@@ -1,0 +1,101 @@
+"Caches that several processes fill, writers that are killed, loading processes that are started anew or die."
+import multiprocessing
+import os
+import random
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from small import cells
+from torch.utils.data import DataLoader
+
+from mmv_im2im.core import DataError
+from mmv_im2im.data_modules.caching import DiskCache, SampleStore, cache_key, prepare_samples
+from mmv_im2im.data_modules.data_module import Im2ImDataModule, PatchDataset, _Resumable
+from mmv_im2im.data_modules.images import write_image
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    "Eight pairs, set up and not kept."
+    folder = cells(tmp_path_factory.mktemp("cells"), 8, (256, 256))
+    data = Im2ImDataModule(folder, (32, 32), 4, target_kind="label", cache="none", patches_per_image=2)
+    data.setup()
+    return data
+
+
+def fill(data, cache):
+    "Fill a cache again and again in a random order, taking something out after each turn."
+    while True:
+        items = random.sample(data.items, len(data.items))
+        prepare_samples(SampleStore(data.load, None, DiskCache(cache), {}), items, workers=2)
+        for path in random.sample(list(cache.glob("*/[!.]*")), 3): path.unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes that begin at once")
+def test_two_processes_fill_one_cache_and_one_is_killed(data, tmp_path):
+    fork, cache = multiprocessing.get_context("fork"), tmp_path / "cache"
+    torch.set_num_threads(1)
+    stays = fork.Process(target=fill, args=(data, cache), daemon=True)
+    stays.start()
+    for _ in range(8):
+        dies = fork.Process(target=fill, args=(data, cache), daemon=True)
+        dies.start()
+        time.sleep(0.3)
+        dies.kill()
+        dies.join()
+    assert stays.is_alive(), "the process that was not killed has failed"
+    stays.kill()
+    found = {i: s for i, item in enumerate(data.items) if (s := DiskCache(cache).open(cache_key(item, {}))) is not None}
+    assert found
+    for i, kept in found.items():
+        fresh = data.load(data.items[i])
+        assert kept["name"] == fresh["name"] and all(torch.equal(kept[k], fresh[k]) for k in ("IM", "GT"))
+
+
+def test_a_process_that_is_started_anew_gives_the_same_batches(data, tmp_path):
+    "As on Windows and macOS, where all that a loading process needs is pickled."
+    disk = Im2ImDataModule(data.path, (32, 32), 4, target_kind="label", cache="disk", cache_dir=str(tmp_path), patches_per_image=2)
+    dataset = disk.train_dataloader().dataset
+    here = list(DataLoader(dataset, 4))
+    anew = list(DataLoader(dataset, 4, num_workers=1, multiprocessing_context="spawn"))
+    assert len(here) == len(anew) > 1
+    for a, b in zip(here, anew): assert all(torch.equal(a[k], b[k]) for k in ("IM", "GT"))
+
+
+class Dies(PatchDataset):
+    "A loading process that the system kills."
+    def __getitem__(self, key): os.kill(os.getpid(), 9)
+
+
+def test_a_loading_process_that_dies_says_why(data):
+    loader = _Resumable(Dies(data.train_items, data.store, data.transform), num_workers=1)
+    with pytest.raises(DataError, match="a loading process ended .*data.num_workers"): list(loader)
+
+
+def test_an_error_in_a_loading_process_is_a_sentence(data, tmp_path):
+    write_image(tmp_path / "IM" / "a.tif", np.full((40, 40), np.nan, np.float32))
+    write_image(tmp_path / "GT" / "a.tif", np.ones((40, 40), np.uint8))
+    bad = [{"IM": tmp_path / "IM" / "a.tif", "GT": tmp_path / "GT" / "a.tif"}]
+    with pytest.raises(DataError) as e: list(_Resumable(PatchDataset(bad, data.store, data.transform), num_workers=1))
+    assert str(e.value).startswith(str(tmp_path)) and "NaN" in str(e.value) and "Traceback" not in str(e.value)
+
+
+def test_a_cache_is_not_stale(data, tmp_path):
+    "A changed file, and a changed setting, are made anew; nothing else is."
+    folder = cells(tmp_path / "cells", 6)
+    def made(**more):
+        module = Im2ImDataModule(folder, (32, 32), target_kind="label", cache="disk", cache_dir=str(tmp_path / "cache"), **more)
+        before = set((tmp_path / "cache").glob("*/*"))
+        module.setup()
+        sums = [float(module.store(i)["IM"].sum()) for i in module.items]
+        return len(set((tmp_path / "cache").glob("*/*")) - before), sums
+    first = made(source_norm=None)
+    assert first[0] == 6 and made(source_norm=None) == (0, first[1])
+    assert made()[0] == 6 and made(source_norm=None, seed=1)[0] == 0 and made(source_norm=None)[0] == 0
+    file = sorted((folder / "IM").iterdir())[2]
+    write_image(file, np.zeros((64, 64), np.uint16))
+    changed = made(source_norm=None)
+    assert changed[0] == 1 and changed[1] == [s if i != 2 else 0 for i, s in enumerate(first[1])]
