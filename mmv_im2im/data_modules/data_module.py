@@ -77,7 +77,7 @@ class PatchDataset(Dataset):
         "The prepared images that a patch is cut from."
         return self.load(self.items[i // self.per_image])
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #1b8490b2
+# %% ../../nbs/data_modules/06_data_module.ipynb #a9268495
 class UnpairedPatches(PatchDataset):
     "Patches of two domains; who meets whom is drawn anew every epoch."
     def __init__(self,
@@ -117,11 +117,11 @@ def join_domains(
     target: dict,  # Prepared, with `GT`
 ) -> dict:  # `IM` from the one, everything else that both have from the other
     "One sample out of two."
-    both = {k: {"IM": source.get(k), "GT": target.get(k)} for k in ("points", "foreground")}
     names = {"name": source["name"], "target_name": target["name"]}
-    return target | {"IM": source["IM"]} | names | both
+    thresholds = {"thresholds": source.get("thresholds", {}) | target.get("thresholds", {})}
+    return target | {"IM": source["IM"]} | names | thresholds
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #276c4c6b
+# %% ../../nbs/data_modules/06_data_module.ipynb #56494340
 class ImageDataset(Dataset):
     "Whole images, or the regions that validation uses; unpaired ones side by side."
     def __init__(self,
@@ -139,11 +139,11 @@ class ImageDataset(Dataset):
     def __getitem__(self, i: int) -> dict:
         parts = [self.load(p) for p in self.items[i]]
         sample = dict(parts[0]) if len(parts) == 1 else join_domains(*parts)
-        for k in ("points", "foreground"): sample.pop(k, None)
+        for k in ("points", "thresholds"): sample.pop(k, None)
         if self.labels and "GT" in sample: sample["GT"] = sample["GT"].long()
         return sample
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #d5395b5d
+# %% ../../nbs/data_modules/06_data_module.ipynb #0d8adf7c
 class Preparation:
     "Prepares a sample: what the recipe makes of it, and where patches may be centred."
     def __init__(self,
@@ -163,13 +163,16 @@ class Preparation:
 
     def __call__(self,
         item: dict,  # Paths, and perhaps a `region` and a `time`
-    ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `foreground`
+    ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
         "Prepare a sample; `DataError` where a file is not as it must be."
         sample, labels = self.recipe.load(item), self.recipe.labels
-        if self.foreground: sample["foreground"] = foreground_threshold(sample, labels)
+        if self.foreground:
+            key = "GT" if "GT" in sample else "IM"
+            threshold = foreground_threshold(sample[key], labels and key == "GT")
+            sample["thresholds"] = {key: threshold}
         if self.places is None: return sample
         points = sample_points(sample, self.places[0], labels, seed=self.places[1])
-        return sample if points is None else sample | {"points": torch.as_tensor(points)}
+        return sample | {"points": torch.from_numpy(points)}
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #d690e29a
 class EpochBatches(Sampler):
@@ -428,7 +431,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
         val.append(item | {"region": b})
     return train, val
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #d8df486b
+# %% ../../nbs/data_modules/06_data_module.ipynb #fb5cb75e
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     "Spatial size of an item; its header is read if it was not before."
     if item.get("region"): return tuple(b - a for a, b in item["region"])
@@ -441,7 +444,7 @@ def _enough_patches(self: Im2ImDataModule) -> int:
     "Patches of an image per epoch: a grid, or as many as cover it, and at least 16 batches in all."
     known = [i for i in self.train_items if i["index"] in self.shapes] or self.train_items[:1]
     sizes = [_shape(self, i) for i in known]
-    if self.sampling == "grid": return max(math.prod(grid_size(s, self.patch)) for s in sizes)
+    if self.sampling == "grid": return max(grid_size(s, self.patch) for s in sizes)
     cover = round(float(np.median([math.prod(s) for s in sizes])) / math.prod(self.patch))
     return max(1, cover, math.ceil(16 * self.batch_size / _visited(self)))
 
