@@ -176,6 +176,9 @@ class _Patches:
     batch_size: int = option(8, low=1)  # Patches per training step and process
     # Processes that load data beside the training; 0 = none, null = chosen for the machine
     num_workers: Optional[int] = option(None, low=0)
+    # Other arguments of torch's DataLoader, instead of those chosen for the machine: pin_memory,
+    # persistent_workers, prefetch_factor, timeout, multiprocessing_context
+    loader: Dict[str, Any] = option({})
 
 # %% ../nbs/01_config.ipynb #c09b4463
 _DEFAULT_AUGMENT = [
@@ -246,8 +249,16 @@ def _check_path(path: Any):
     )
 
 # %% ../nbs/01_config.ipynb #79366d64
+_LOADER = (
+    "pin_memory", "persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context"
+)
+
+
 def _check_together(data: DataConfig):
     "Fields against each other."
+    for name in data.loader:
+        if name not in _LOADER:
+            raise ConfigError(f"`data.loader.{name}` is no key; {did_you_mean(name, _LOADER)}")
     if data.portion and data.num_workers:
         raise ConfigError(
             f"`data.num_workers` is {data.num_workers}, but with `data.portion` the images are held"

@@ -74,6 +74,7 @@ YAML = [
     yaml_case("isotropic planes", {"data.isotropic": True}, "`data.isotropic`", "[Z, Y, X]"),
     yaml_case("two voxel sizes", {"data.pixel_size": [0.5, 0.5]}, "`data.pixel_size`", "3 numbers"),
     yaml_case("kind of labels of images", {"data.label_kind": "binary", "data.target_kind": "image"}, "`data.label_kind`", "image"),
+    yaml_case("argument of the loader", {"data.loader": {"prefetch": 2}}, "`data.loader.prefetch`", "did you mean 'prefetch_factor'"),
     yaml_case("portion above all", {"data.portion": 1.5}, "`data.portion`", "1.5", "between"),
     yaml_case("list for a section", {"data": ["path", "patch"]}, "`data`", "['path', 'patch']", "keys and values"),
     yaml_case("text for a section", {"trainer": "fast"}, "`trainer`", "'fast'", "keys and values"),

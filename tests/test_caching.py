@@ -4,17 +4,22 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import UNet
 from small import cells
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmv_im2im.core import DataError
 from mmv_im2im.data_modules.caching import DiskCache, SampleStore, cache_key, prepare_samples
 from mmv_im2im.data_modules.data_module import Im2ImDataModule, PatchDataset, _Resumable
 from mmv_im2im.data_modules.images import write_image
+from mmv_im2im.models.fcn import FCN
+from mmv_im2im.trainers import Im2ImTrainer
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,22 @@ def test_an_error_in_a_loading_process_is_a_sentence(data, tmp_path):
     bad = [{"IM": tmp_path / "IM" / "a.tif", "GT": tmp_path / "GT" / "a.tif"}]
     with pytest.raises(DataError) as e: list(_Resumable(PatchDataset(bad, data.store, data.transform), num_workers=1))
     assert str(e.value).startswith(str(tmp_path)) and "NaN" in str(e.value) and "Traceback" not in str(e.value)
+
+
+def test_a_portion_goes_on_when_loaders_are_reloaded(tmp_path):
+    "Lightning may ask for a new loader every epoch; the plan goes on, and every image gets as many visits."
+    folder, seen = cells(tmp_path / "cells", 10), Counter()
+    part = Im2ImDataModule(folder, (32, 32), 4, target_kind="label", portion=0.25, patches_per_image=4)
+
+    class Tiny(FCN):
+        def losses(self, batch):
+            seen.update(batch["name"])
+            return super().losses(batch)
+
+    net = UNet(2, 1, 1, channels=(4, 8), strides=(2,))
+    trainer = Im2ImTrainer(max_epochs=8, accelerator="cpu", enable_progress_bar=False, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(Tiny(net, nn.BCEWithLogitsLoss(), task="segmentation"), datamodule=part)
+    assert len(seen) == 8 and set(seen.values()) == {8}, "two turns of the circle, four patches in each"
 
 
 def test_a_cache_is_not_stale(data, tmp_path):

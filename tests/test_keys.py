@@ -213,6 +213,7 @@ DATA = {
     "cache": ("pairs", {}, "none"),
     "cache_dir": ("pairs", DISK, "there"),
     "cache_limit_gb": ("pairs", DISK, 6e-5),
+    "loader": ("pairs", {"num_workers": 1}, {"prefetch_factor": 5}),
     "portion": ("pairs", {}, 0.5),
     "portion_epochs": ("pairs", {"portion": 0.5}, 3),
     "layout": ("both", {"layout": "folders"}, "suffix"),
@@ -250,7 +251,8 @@ def _seen(cfg) -> list:
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     memory, disk = data.store.memory, data.store.disk
     kept = [memory and len(memory.held), disk and (str(disk.folder), len(list(disk.folder.glob("*/*"))) > 3)]
-    out = [len(train_loader), len(val_loader), getattr(train_loader, "num_workers", 0), kept, data.in_channels, data.out_channels]
+    workers = [getattr(train_loader, k, 0) for k in ("num_workers", "prefetch_factor")]
+    out = [len(train_loader), len(val_loader), workers, kept, data.in_channels, data.out_channels]
     for loader in (train_loader, val_loader):
         for k, v in sorted(next(iter(loader)).items()):
             out.append((k, v.dtype, v.shape, v.numpy().tobytes()) if isinstance(v, torch.Tensor) else v)

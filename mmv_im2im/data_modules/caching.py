@@ -342,7 +342,7 @@ class Rolling:
         if getattr(self, "_last", (None,))[0] != tick: self._last = tick, self.tick(tick)
         return int(self._last[1][i])
 
-# %% ../../nbs/data_modules/05_caching.ipynb #259ba809
+# %% ../../nbs/data_modules/05_caching.ipynb #bfb77180
 class Window:
     "The images that a plan holds, loaded in the background before they are needed."
     def __init__(self,
@@ -362,7 +362,7 @@ class Window:
         for i in set(self.jobs) - set(wanted): self.jobs.pop(i).cancel()
         fresh = [i for i in wanted if i not in self.jobs]
         if not fresh: return
-        if self.pool is None: self.pool = ThreadPoolExecutor(2, "portion")
+        if self.pool is None: self.pool = ThreadPoolExecutor(1, "portion")
         first = not self.jobs
         for i in fresh: self.jobs[i] = self.pool.submit(self.load, i)
         if not first: return

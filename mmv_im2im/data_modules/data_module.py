@@ -257,7 +257,7 @@ class PortionLoader:
         seed = derive_seed(self.seed, "visit", plan.rank, visit)
         return self.transform(sample, seed, visit % plan.visits)
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #5d1fe4b7
+# %% ../../nbs/data_modules/06_data_module.ipynb #86a6fae7
 class Im2ImDataModule(pl.LightningDataModule):
     "Batches of patches for training and whole images for validation, from a folder."
     def __init__(self,
@@ -293,6 +293,8 @@ class Im2ImDataModule(pl.LightningDataModule):
         pixel_size: Optional[Sequence[float]] = None,
         pad_multiple: int = 1,  # Pad every image to a multiple of so many pixels
         num_workers: Optional[int] = None,  # Loading processes; None = chosen for the machine
+        # Other arguments of torch's DataLoader, instead of those chosen for the machine
+        loader: Optional[Mapping[str, Any]] = None,
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
@@ -313,10 +315,10 @@ class Im2ImDataModule(pl.LightningDataModule):
         self.in_channels: Optional[int] = None
         self.out_channels: Optional[int] = None
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #38d3ebe1
+# %% ../../nbs/data_modules/06_data_module.ipynb #97f66b3a
 _PLAIN = (
     "layout pairing nested time_points seed split val_fraction gap patches_per_image num_workers"
-    " sampling val_pixels val_patches portion portion_epochs cache cache_gb batch_size"
+    " loader sampling val_pixels val_patches portion portion_epochs cache cache_gb batch_size"
 ).split()
 
 
@@ -431,7 +433,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
         val.append(item | {"region": b})
     return train, val
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #fb5cb75e
+# %% ../../nbs/data_modules/06_data_module.ipynb #f8e5dfee
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     "Spatial size of an item; its header is read if it was not before."
     if item.get("region"): return tuple(b - a for a, b in item["region"])
@@ -457,14 +459,15 @@ def _visited(self: Im2ImDataModule) -> int:
 
 def _limit_pixels(self: Im2ImDataModule, items: list[dict], budget: int) -> list[dict]:
     "Whole items while the budget lasts; the first, if too large, is cut to its middle."
-    out = []
+    out, typical = [], _shape(self, items[0])
     for item in items:
-        size = _shape(self, item)
+        known = item.get("region") or item["index"] in self.shapes
+        size = _shape(self, item) if known else typical  # reading all headers takes too long
         if math.prod(size) > budget:
             if out: break
             item = item | {"region": _middle(item.get("region") or [(0, n) for n in size], budget)}
         out.append(item)
-        budget -= math.prod(_shape(self, item))
+        budget -= math.prod(size)
         if budget <= 0: break
     return out
 
@@ -522,7 +525,7 @@ def _prepare(self: Im2ImDataModule):
         if 4 * channels * math.prod(typical) * len(items) > self.cache_gb * 1e9: return
     if self.cache != "none": prepare_samples(self.val_store, items)
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #f2855967
+# %% ../../nbs/data_modules/06_data_module.ipynb #217c2c97
 @patch
 def _position(self: Im2ImDataModule) -> tuple[int, int]:
     "The epoch that Lightning is in, and how many of its batches were used before."
@@ -544,13 +547,12 @@ def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
     data = kind(self.train_items, self.store, self.transform, self.per_image, self.seed)
     batches = EpochBatches(len(data), self.batch_size, self.seed, self._position, rank, world)
     workers = self._workers(world)
-    return _Resumable(
-        data,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    usual = {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+    options = usual | dict(self.loader or {})
+    try:
+        return _Resumable(data, batch_sampler=batches, num_workers=workers, **options)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"`data.loader` {options} with {workers} workers: {e}") from None
 
 
 @patch
@@ -573,7 +575,7 @@ def _workers(self: Im2ImDataModule, world: int) -> int:
     if not torch.cuda.is_available() or slow_start: return 0
     return min(8, (os.cpu_count() or 1) // (2 * world))
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #062cf0fa
+# %% ../../nbs/data_modules/06_data_module.ipynb #cdf21434
 @patch
 def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoader:
     "A loader that holds this process's share of the portion; it is made once and goes on."
@@ -589,7 +591,7 @@ def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoad
     for k, (d, n) in enumerate(zip(domains, held)):
         visits = max(1, round(per_epoch / n)) * self.portion_epochs
         plan = Rolling(len(d), n, visits, derive_seed(self.seed, "domain", k), rank, world)
-        windows.append(Window(lambda i, d=d: _own(self.store(d[i])), plan))
+        windows.append(Window(lambda i, d=d: self._held(d[i]), plan))
     self._rolling = PortionLoader(
         windows, self.transform, per_epoch, self.batch_size, self.seed, self._position,
         pin=torch.cuda.is_available(),
@@ -597,8 +599,11 @@ def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoad
     return self._rolling
 
 
-def _own(sample: dict) -> dict:
-    "A copy in memory of what may be mapped from a file."
+@patch
+def _held(self: Im2ImDataModule, item: dict) -> dict:
+    "A sample in memory: what is mapped from the cache on disk is copied."
+    sample = self.store(item)
+    if self.store.disk is None: return sample
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #679e6734

@@ -23,6 +23,7 @@ from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
     image_stem,
+    is_image,
     list_images,
     read_image,
     write_image,
@@ -322,7 +323,7 @@ class Outcome:
 
 def _sources(path: Path, source: str) -> list[Path]:
     "The images to predict: a file, or a folder's; those in or marked `source` where there are."
-    if path.is_file(): return [path]
+    if path.is_file() or (path.exists() and is_image(path)): return [path]
     if not path.exists():
         raise DataError(
             f"`predict.path` '{path}' does not exist; name an image or a folder of images."
@@ -332,7 +333,7 @@ def _sources(path: Path, source: str) -> list[Path]:
     files = [f for f in files if image_stem(f).endswith(f"_{source}")] or files
     if not files:
         raise DataError(
-            f"the folder '{folder}' holds no images that can be read (TIFF); check `predict.path`."
+            f"the folder '{folder}' holds no images that can be read; check `predict.path`."
         )
     stems = [image_stem(f) for f in files]
     twice = next((s for s in stems if stems.count(s) > 1), None)
