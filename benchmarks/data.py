@@ -200,7 +200,8 @@ def fill(data: Im2ImDataModule, cache: Path) -> None:
     while True:
         items = random.sample(data.items, len(data.items))
         prepare_samples(SampleStore(data.load, None, DiskCache(cache), SETTINGS), items, workers=2)
-        for path in random.sample(list(cache.glob("*/[!.]*")), 6): path.unlink(missing_ok=True)
+        for path in cache.glob("*/[!.]*"):
+            if random.random() < 0.5: path.unlink(missing_ok=True)
 
 
 def killed(folder: Path, seconds: int = 60) -> None:

@@ -399,12 +399,12 @@ def _items(self: Im2ImDataModule) -> list[dict]:
         out += [dict(s, index=len(out) + t, time=t) for t in range(info.shape[0])]
     return out
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #fb8d8841
+# %% ../../nbs/data_modules/06_data_module.ipynb #238b9a0f
 def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     "Items for training and validation, and a few words on how they were split."
     if "split" in self.items[0]:
         train, val = ([i for i in self.items if i["split"] == s] for s in ("train", "val"))
-        return train, val, f"{len(val)} of them for validation, as given"
+        return train, val, "split as given"
     parts = split_domains(self.items) if self.pairing == "unpaired" else [self.items]
     by = "files" if min(map(len, parts)) >= 5 else "regions"
     if self.split != "auto": by = self.split
