@@ -146,7 +146,7 @@ class DiskCache:
     def __setstate__(self, state: dict):
         self.__dict__.update(state, opened=OrderedDict(), lock=threading.Lock())
 
-# %% ../../nbs/data_modules/05_caching.ipynb #dba95522
+# %% ../../nbs/data_modules/05_caching.ipynb #639e5d33
 def _open(self, key: str) -> Optional[dict]:
     "The sample, mapped; None where it is not there. Opening it marks it as recently used."
     with self.lock:
@@ -160,8 +160,9 @@ def _open(self, key: str) -> Optional[dict]:
         os.utime(path)
     except FileNotFoundError:
         return None
-    except (SafetensorError, OSError, ValueError) as e:
-        _log.warning("the cached sample %s cannot be read (%s); it is made again", path, e)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+        if path.exists():  # or else another process has removed it this moment
+            _log.warning("the cached sample %s cannot be read (%s); it is made again", path, e)
         return None
     with self.lock:
         self.opened[key] = sample
