@@ -205,8 +205,18 @@ class EpochBatches(Sampler):
         for b in range(used, len(self)):
             yield [(epoch, int(i)) for i in order[b * self.batch_size:(b + 1) * self.batch_size]]
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #8c01c9f8
-class PortionLoader:
+# %% ../../nbs/data_modules/06_data_module.ipynb #71f59c82
+class _Derived:
+    "A loader that Lightning may resume within an epoch: its state is derived, not stored."
+    def state_dict(self) -> dict:
+        "Nothing to keep."
+        return {}
+
+    def load_state_dict(self, state: dict):
+        "Nothing to restore: the order asks the trainer for its position."
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #1bd0aa88
+class PortionLoader(_Derived):
     "Batches of patches out of a rolling window; goes on where the trainer stands."
     def __init__(self,
         windows: Sequence[Window],  # One; or two, the domains of unpaired data
@@ -575,7 +585,7 @@ def _workers(self: Im2ImDataModule, world: int) -> int:
     if not torch.cuda.is_available() or slow_start: return 0
     return min(8, (os.cpu_count() or 1) // (2 * world))
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #cdf21434
+# %% ../../nbs/data_modules/06_data_module.ipynb #b2180cc5
 @patch
 def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoader:
     "A loader that holds this process's share of the portion; it is made once and goes on."
@@ -600,22 +610,23 @@ def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoad
 
 
 @patch
+def teardown(self: Im2ImDataModule,
+    stage: Optional[str] = None,  # Of Lightning's signature
+):
+    "Let the portion go; a later epoch loads it again."
+    for window in self._rolling.windows if getattr(self, "_rolling", None) else (): window.close()
+
+
+@patch
 def _held(self: Im2ImDataModule, item: dict) -> dict:
     "A sample in memory: what is mapped from the cache on disk is copied."
     sample = self.store(item)
     if self.store.disk is None: return sample
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}
 
-# %% ../../nbs/data_modules/06_data_module.ipynb #679e6734
-class _Resumable(DataLoader):
-    "A loader that Lightning may resume within an epoch: its state is derived, not stored."
-    def state_dict(self) -> dict:
-        "Nothing to keep."
-        return {}
-
-    def load_state_dict(self, state: dict):
-        "Nothing to restore: the order asks the trainer for its position."
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #ac749be4
+class _Resumable(_Derived, DataLoader):
+    "torch's loader; an error in a loading process becomes one sentence."
     def __iter__(self):
         try:
             yield from super().__iter__()
