@@ -1,4 +1,6 @@
 "What every test needs: paths, the package's source facts, and test images where they are at hand."
+import faulthandler
+import sys
 import os
 from pathlib import Path
 
@@ -29,3 +31,11 @@ def shared_data() -> Path:
 def bare_env() -> dict[str, str]:
     "Environment for a subprocess that is timed or that must not be measured by coverage."
     return {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "COVERAGE_"))}
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs(request):
+    "A test that has not ended after ten minutes prints where it stands and ends the whole run."
+    faulthandler.dump_traceback_later(600, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
