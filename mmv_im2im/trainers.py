@@ -145,22 +145,26 @@ class MetricsCSV(Logger):
         if last and (last["epoch"], last["step"]) == (epoch, step): last.update(row)
         else: self.rows.append(row)
 
-    @rank_zero_only
-    def save(self):
-        "Write metrics.csv."
-        names = list(dict.fromkeys(k for row in self.rows for k in row))
-        with write_atomic(self.path) as tmp, open(tmp, "w", newline="") as f:
-            writer = csv.DictWriter(f, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
+# %% ../nbs/05_trainers.ipynb #7f48e935
+@patch
+@rank_zero_only
+def save(self: MetricsCSV):
+    "Write metrics.csv."
+    names = list(dict.fromkeys(k for row in self.rows for k in row))
+    with write_atomic(self.path) as tmp, open(tmp, "w", newline="") as f:
+        writer = csv.DictWriter(f, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
 
-    @rank_zero_only
-    def cut(self,
-        step: int,  # Optimisation steps that the checkpoint has behind it
-    ):
-        "Forget what was logged after the checkpoint that a run resumes from."
-        self.rows = [r for r in self.rows if r["step"] is None or r["step"] < step]
-        self.save()
+
+@patch
+@rank_zero_only
+def cut(self: MetricsCSV,
+    step: int,  # Optimisation steps that the checkpoint has behind it
+):
+    "Forget what was logged after the checkpoint that a run resumes from."
+    self.rows = [r for r in self.rows if r["step"] is None or r["step"] < step]
+    self.save()
 
 # %% ../nbs/05_trainers.ipynb #c4e8194c
 def read_metrics(

@@ -112,7 +112,8 @@ def _table(found: Collection) -> str:
     of = f", {found.looked_at} looked at" if found.looked_at < found.count else ""
     kinds = ", ".join(sorted(found.dtypes))
     axes = "C x Y x X" if len(sizes) == 3 else "C x Z x Y x X"
-    lines = [f"{found.count} {_NAMES[found.key]}{of}: {' x '.join(sizes)} ({axes}), {kinds}"]
+    noun = _NAMES[found.key].removesuffix("s") if found.count == 1 else _NAMES[found.key]
+    lines = [f"{found.count} {noun}{of}: {' x '.join(sizes)} ({axes}), {kinds}"]
     if found.classes: return "\n".join(lines + _label_lines(found))
     names = ("min", "1 %", "median", "99 %", "max")
     lines.append("  channel " + "".join(f"{name:>11s}" for name in names))
@@ -128,9 +129,10 @@ def _label_lines(found: Collection) -> list[str]:
     shares = ", ".join(f"{v}: {n / total:.2%}" for v, n in top)
     rest = f" and {len(found.classes) - 8} more" if len(found.classes) > 8 else ""
     few, many = min(found.objects), max(found.objects)
+    span = f"{few} to {many}" if few < many else f"{many}"
     return [
         f"  labels, by share of pixels: {shares}{rest}",
-        f"  {few} to {many} objects an image, the smallest of {found.smallest or 0} pixels",
+        f"  {span} objects an image, the smallest of {found.smallest or 0} pixels",
     ]
 
 # %% ../../nbs/data_modules/07_describe.ipynb #4bb929ff

@@ -143,13 +143,16 @@ class Percentile(Normalization):
         self.low, self.high = low, high
 
     def measure(self, x):
+        "Where `low` lies, and how far above it `high`."
         lo, hi = np.percentile(_thin(x, 4_000_000), [self.low, self.high])
         return lo, hi - lo
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #5d78eeb9
 class MinMax(Normalization):
     "The smallest value becomes 0, the largest becomes 1."
-    def measure(self, x): return float(x.min()), float(x.max()) - float(x.min())
+    def measure(self, x):
+        "Smallest value and range."
+        return float(x.min()), float(x.max()) - float(x.min())
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #9f0c6f81
 def _moments(x: np.ndarray) -> np.ndarray:
@@ -164,7 +167,9 @@ def _moments(x: np.ndarray) -> np.ndarray:
 
 class Standard(Normalization):
     "Mean 0 and standard deviation 1."
-    def measure(self, x): return tuple(_moments(x)[1:])
+    def measure(self, x):
+        "Mean and standard deviation."
+        return tuple(_moments(x)[1:])
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #1a8acb46
 class Centre(Standard):
@@ -182,6 +187,7 @@ class Centre(Standard):
         self.part = part
 
     def region(self, x):
+        "The middle planes of a stack; all of a single plane."
         if x.ndim < 4: return x
         n = max(1, round(self.part * x.shape[1]))
         start = (x.shape[1] - n) // 2
@@ -206,15 +212,20 @@ def combine(self: Normalization,
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #65055c13
 @patch
-def summary(self: MinMax, x, most): return np.array([x.min(), x.max()], dtype=np.float64)
+def summary(self: MinMax, x, most):
+    "Smallest and largest value."
+    return np.array([x.min(), x.max()], dtype=np.float64)
 
 
 @patch
-def summary(self: Standard, x, most): return _moments(x)
+def summary(self: Standard, x, most):
+    "Number of values, mean and standard deviation."
+    return _moments(x)
 
 
 @patch
 def combine(self: Standard, summaries):
+    "Mean and standard deviation of all values together."
     n, mean, std = np.stack(summaries).T
     mu = (n * mean).sum() / n.sum()
     return mu, math.sqrt((n * (std**2 + (mean - mu)**2)).sum() / n.sum())
@@ -260,6 +271,7 @@ class Macenko(Normalization):
         self.white, self.alpha, self.beta = white, alpha, beta
 
     def region(self, x):
+        "All of an RGB image; `DataError` where it is none, or brighter than `white`."
         if len(x) != 3:
             raise DataError(
                 f"Macenko needs an RGB image with 3 channels; got {len(x)}. Choose three channels,"
@@ -290,6 +302,7 @@ def _frame(stains: np.ndarray) -> np.ndarray:
 
 @patch
 def summary(self: Macenko, x, most):
+    "Pixels of tissue, `(n, 3)` in grey values 0 ... 255."
     pixels = x.reshape(3, -1)
     pixels = pixels[:, ::_step(pixels.shape[1], most, x.shape[-1])].T
     pixels = pixels.astype(np.float32) * np.float32(255 / self.white)
@@ -298,6 +311,7 @@ def summary(self: Macenko, x, most):
 
 @patch
 def combine(self: Macenko, summaries):
+    "Colours of the two stains, and the strongest concentration of each."
     pixels = np.concatenate(summaries)
     stains, least = _REFERENCE.target_he, 0.1 * _REFERENCE.max_cref
     if len(pixels) >= 10:
@@ -313,7 +327,9 @@ def combine(self: Macenko, summaries):
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #c6571190
 @patch
-def measure(self: Macenko, x): return self.combine([self.summary(x, 1_000_000)])
+def measure(self: Macenko, x):
+    "The stains of one image."
+    return self.combine([self.summary(x, 1_000_000)])
 
 
 @patch
@@ -334,6 +350,7 @@ def _exchange(self: Macenko, x: np.ndarray, stats: dict, back: bool) -> np.ndarr
 # %% ../../nbs/data_modules/03_transforms.ipynb #2fc35b38
 @patch
 def __call__(self: Macenko, x, stats=None):
+    "Normalise, to float32 in 0 ... 1."
     stats = stats or self.stats(x)
     grey = self.region(x).astype(np.float32) * np.float32(255 / self.white)
     return self._exchange(grey, stats, back=False) / np.float32(255)
@@ -341,6 +358,7 @@ def __call__(self: Macenko, x, stats=None):
 
 @patch
 def inverse(self: Macenko, y, stats):
+    "Back to the image's own stains, in grey values up to `white`."
     grey = np.clip(y, 0, 1).astype(np.float32) * np.float32(255)
     return self._exchange(grey, stats, back=True) * np.float32(self.white / 255)
 
@@ -365,31 +383,6 @@ def normalization_spec(
     return {"_target_": name} | {
         k: v for k, v in vars(norm).items() if k in inspect.signature(cls).parameters
     }
-
-# %% ../../nbs/data_modules/03_transforms.ipynb #ccd1e96e
-def pad_to_multiple(
-    x: np.ndarray,  # Image `(C, [Z,] Y, X)`
-    multiple: int | Sequence[int],  # Sizes must divide by this; one number, or one for each axis
-    mode: str = "symmetric",  # What fills the border, as in `np.pad`
-) -> tuple[np.ndarray, list[tuple[int, int]]]:  # Image; pixels added (before, after) on each axis
-    "Grow an image on both sides until its sizes divide by `multiple`."
-    size = x.shape[1:]
-    multiples = [multiple] * len(size) if isinstance(multiple, int) else list(multiple)
-    if len(multiples) != len(size) or min(multiples) < 1:
-        raise ConfigError(
-            f"`multiple` must be a whole number of at least 1, or {len(size)} of them, one for each"
-            f" axis of the image; got {multiple!r}."
-        )
-    pads = [(-n % m // 2, -n % m - -n % m // 2) for n, m in zip(size, multiples)]
-    return (np.pad(x, [(0, 0), *pads], mode=mode) if np.any(pads) else x), pads
-
-# %% ../../nbs/data_modules/03_transforms.ipynb #6371097b
-def unpad(
-    x: np.ndarray,  # Padded image `(C, [Z,] Y, X)`, any number of channels
-    pads: Sequence[tuple[int, int]],  # From `pad_to_multiple`
-) -> np.ndarray:  # A view
-    "Undo `pad_to_multiple`."
-    return x[(..., *[slice(a, n - b) for (a, b), n in zip(pads, x.shape[-len(pads):])])]
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #8238e086
 def isotropic_zoom(
