@@ -61,8 +61,8 @@ readme: $(STAMP)  ## write README.md from nbs/index.ipynb
 notebooks: $(STAMP)  ## execute every notebook in place, so that the saved outputs are true
 	@OMP_NUM_THREADS=1 $(STEP) "Notebooks executed" python tools/notebooks.py
 
-bench: $(STAMP)  ## run benchmarks/*.py; each prints `figure NAME: VALUE UNIT`
-	@for file in benchmarks/*.py; do $(STEP) "$$file" python "$$file"; done
+bench: $(STAMP)  ## run benchmarks/[a-z]*.py; each prints `figure NAME: VALUE UNIT`
+	@for file in benchmarks/[a-z]*.py; do $(STEP) "$$file" python "$$file"; done
 
 clean:  ## remove everything that these commands make, the environment apart
 	@rm -rf _proc _docs build dist .pytest_cache .coverage .coverage.* demo demo.png

@@ -30,7 +30,7 @@ setup(
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_path"]: ["presets/*.yaml"]},
+    package_data={cfg["lib_path"]: ["presets/*.yaml", "presets/nets/*.yaml"]},
     # aicsimageio's pins of tifffile, zarr and lxml have no wheels for Python 3.13
     python_requires=f">={cfg['min_python']},<3.13",
     install_requires=cfg["requirements"].split(),

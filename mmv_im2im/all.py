@@ -4,6 +4,7 @@ from mmv_im2im.config import *
 from mmv_im2im.metrics import *
 from mmv_im2im.vis import *
 from mmv_im2im.tiling import *
+from mmv_im2im.postprocess import *
 from mmv_im2im.data_modules.images import *
 from mmv_im2im.data_modules.layouts import *
 from mmv_im2im.data_modules.samples import *
@@ -13,6 +14,7 @@ from mmv_im2im.data_modules.caching import *
 from mmv_im2im.data_modules.data_module import *
 from mmv_im2im.data_modules.describe import *
 from mmv_im2im.models.base import *
+from mmv_im2im.models.nets import *
 from mmv_im2im.models.losses import *
 from mmv_im2im.models.fcn import *
 from mmv_im2im.trainers import *

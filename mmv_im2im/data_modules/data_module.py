@@ -40,6 +40,7 @@ from mmv_im2im.data_modules.layouts import (
 )
 from .recipe import Recipe, check_samples, sample_shapes
 from mmv_im2im.data_modules.transforms import (
+    LikeSource,
     Normalization,
     PatchTransform,
     Percentile,
@@ -308,7 +309,8 @@ class Im2ImDataModule(pl.LightningDataModule):
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
-        val_pixels: int = 4_000_000,  # Validate on whole images up to so many pixels
+        # Validate on whole images up to so many pixels; None = a fifth of those of an epoch
+        val_pixels: Optional[int] = None,
         val_patches: bool = False,  # Validate on fixed patches instead
         cache: str = "memory",  # Keep prepared images: 'none', 'memory' or 'disk'
         cache_gb: float = 2.0,  # Room in memory, in 10^9 bytes per process
@@ -385,9 +387,10 @@ def setup(self: Im2ImDataModule,
     self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
     self.train_items, self.val_items, how = _split(self)
     _measure_dataset(self)
+    self.recipe.target_dtype = _target_dtype(self)
     self.store, self.val_store = _stores(self)
     self.per_image = self.patches_per_image or _enough_patches(self)
-    self.val_items = _limit_pixels(self, self.val_items, self.val_pixels)
+    self.val_items = _limit_pixels(self, self.val_items, _pixel_budget(self))
     visited = _visited(self)
     self.summary = (
         f"{describe_samples(self.samples)}; {how}; {visited * self.per_image} patches"
@@ -467,9 +470,18 @@ def _visited(self: Im2ImDataModule) -> int:
     return n if self.portion is None else max(1, round(self.portion * n))
 
 
+def _pixel_budget(self: Im2ImDataModule) -> int:
+    "Pixels to validate on: as asked for, or a fifth of an epoch's, but one image in any case."
+    if self.val_pixels is not None: return self.val_pixels
+    trained = _visited(self) * self.per_image * math.prod(self.patch)
+    return min(4_000_000, max(trained // 5, math.prod(_shape(self, self.val_items[0]))))
+
+
 def _limit_pixels(self: Im2ImDataModule, items: list[dict], budget: int) -> list[dict]:
-    "Whole items while the budget lasts; the first, if too large, is cut to its middle."
+    "Items spread evenly while the budget lasts; the first, if too large, is cut to its middle."
     out, typical = [], _shape(self, items[0])
+    n = max(1, budget // math.prod(typical))
+    if n < len(items): items = [items[round(i)] for i in np.linspace(0, len(items) - 1, n)]
     for item in items:
         known = item.get("region") or item["index"] in self.shapes
         size = _shape(self, item) if known else typical  # reading all headers takes too long
@@ -500,13 +512,21 @@ def _measure_dataset(self: Im2ImDataModule):
     r = self.recipe
     for key, norm in (("IM", r.source_norm), ("GT", None if r.labels else r.target_norm)):
         items = [i for i in self.train_items if key in i]
-        if norm is None or not items or (key == "IM" and norm.over != "dataset"): continue
+        if norm is None or not items or isinstance(norm, LikeSource): continue
+        if key == "IM" and norm.over != "dataset": continue
         some = [items[round(i)] for i in np.linspace(0, len(items) - 1, min(len(items), _MEASURED))]
         images = (r.read(key, i[key], i.get("time")) for i in some)
         if norm.over == "dataset": stats = pool(norm, images)
         else: stats = _mean_stats([norm.stats(x) for x in images])
         if key == "IM": r.source_stats = stats
         else: r.target_stats = stats
+
+
+def _target_dtype(self: Im2ImDataModule) -> Optional[str]:
+    "Number format of the first target; None for labels, and where there are no targets."
+    item = next((i for i in self.train_items if "GT" in i), None)
+    if item is None or self.recipe.labels: return None
+    return image_info(item["GT"], axes=self.recipe.axes["GT"], scene=self.recipe.scene).dtype
 
 
 def _mean_stats(stats: list[dict]) -> dict:

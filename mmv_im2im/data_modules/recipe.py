@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from ..core import ConfigError, DataError
 from .images import check_finite, image_info, read_image
 from mmv_im2im.data_modules.transforms import (
+    LikeSource,
+    Mask,
     Normalization,
     as_normalization,
     isotropic_zoom,
@@ -51,6 +53,8 @@ class Recipe:
         source_stats: Optional[dict] = None,
         # Offset and scale that turn a prediction into the target's units
         target_stats: Optional[dict] = None,
+        # Number format of the targets, in which predictions are given; None = float32
+        target_dtype: Optional[str] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         self.spatial_dims, self.labels, self.label_kind = spatial_dims, labels, label_kind
@@ -61,7 +65,23 @@ class Recipe:
         self.channels = {"IM": source_channels, "GT": target_channels, "CM": None}
         self.axes = {"IM": source_axes, "GT": target_axes, "CM": None}
         self.source_stats, self.target_stats = source_stats, target_stats
+        self.target_dtype = target_dtype
         self.expected: dict[str, int] = {}  # Channels of each key, once the first file was seen
+        self._check_target_norm()
+
+    def _check_target_norm(self):
+        "`ConfigError` where predictions would have no way back to the target's units."
+        if isinstance(self.target_norm, Mask):
+            raise ConfigError(
+                "`data.target_norm` cannot be Mask, which makes pictures of source labels; for masks"
+                " as targets set `data.target_kind: label`."
+            )
+        unmeasured = self.source_norm is None or isinstance(self.source_norm, Mask)
+        if isinstance(self.target_norm, LikeSource) and unmeasured:
+            raise ConfigError(
+                "`data.target_norm: LikeSource` needs a `data.source_norm` that measures intensities,"
+                " such as {_target_: Percentile}; set one."
+            )
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #12716731
 @patch
@@ -70,7 +90,7 @@ def to_dict(self: Recipe) -> dict:  # Plain types: a checkpoint loads with `weig
     plain = lambda numbers, kind: None if numbers is None else [kind(n) for n in numbers]
     same = (
         "spatial_dims labels label_kind scene level isotropic pad_multiple source_stats"
-        " target_stats"
+        " target_stats target_dtype"
     )
     return {k: getattr(self, k) for k in same.split()} | {
         "planes": plain(self.planes, int),
@@ -185,6 +205,7 @@ def prepare(self: Recipe,
     key: str,  # What the array is: 'IM', 'GT' or 'CM'
     x: np.ndarray,  # `(C, [Z,] Y, X)`, as `read` gives it
     path: str | Path,  # Where it comes from, for an error's text
+    source: Optional[np.ndarray] = None,  # The source of a target, as `read` gives it
 ) -> np.ndarray:  # Images and cost maps float32; labels in the smallest dtype that holds them
     "Pixels as a model takes them: normalised images, whole-numbered labels, weights of at least 0."
     if key == "CM": x = _weights(x, path)
@@ -192,7 +213,7 @@ def prepare(self: Recipe,
         x = _whole_numbers(x, path)
         if self.label_kind: x = prepare_labels(x, self.label_kind)
     else:
-        x = self.normalise(key, x)
+        x = self.normalise(key, x, source)
     if self.pad_multiple == 1: return x
     padded, inside = pad_to_multiple(torch.from_numpy(x)[None], self.pad_multiple)
     if key == "CM":  # what is mirrored does not count
@@ -203,16 +224,27 @@ def prepare(self: Recipe,
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #ddf0b72e
 @patch
+def units(self: Recipe,
+    source: Optional[np.ndarray] = None,  # `(C, [Z,] Y, X)`, as `read` gives it
+) -> tuple[Optional[Normalization], Optional[dict]]:  # None where nothing was normalised
+    "Normalisation and statistics that take a prediction from this source to the target's units."
+    if not isinstance(self.target_norm, LikeSource): return self.target_norm, self.target_stats
+    if source is None: self.target_norm.measure(source)
+    norm = self.source_norm
+    return norm, self.source_stats if norm.over == "dataset" else norm.stats(source)
+
+
+@patch
 def normalise(self: Recipe,
     key: str,  # 'IM' or 'GT'
     x: np.ndarray,  # `(C, [Z,] Y, X)`
+    source: Optional[np.ndarray] = None,  # The source of a target, as `read` gives it
 ) -> np.ndarray:  # float32
     "An image with the statistics of itself, or of the data set where its normalisation says so."
-    source = key == "IM"
-    norm = self.source_norm if source else self.target_norm
+    norm, stats = (self.source_norm, self.source_stats) if key == "IM" else self.units(source)
     if norm is None: return x.astype(np.float32)
-    stats = self.source_stats if source else self.target_stats
-    return norm(x, stats if norm.over == "dataset" else None)
+    like = key == "GT" and isinstance(self.target_norm, LikeSource)
+    return norm(x, stats if like or norm.over == "dataset" else None)
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #94d4c484
 def _weights(x: np.ndarray, path: str | Path) -> np.ndarray:
@@ -249,8 +281,11 @@ def load(self: Recipe,
     keys = [k for k in ("IM", "GT", "CM") if k in sample]
     out, time = {"name": Path(sample[keys[0]]).name}, sample.get("time")
     if time is not None: out["name"] += f" t={time}"
+    source = None
     for key in keys:
-        x = self.prepare(key, self.read(key, sample[key], time), sample[key])
+        raw = self.read(key, sample[key], time)
+        if key == "IM": source = raw
+        x = self.prepare(key, raw, sample[key], source)
         if x.shape[1:] != (first := out.get(keys[0], x)).shape[1:]:
             raise DataError(_differ(key, sample[key], x.shape, sample[keys[0]], first.shape))
         out[key] = torch.from_numpy(np.ascontiguousarray(x))

@@ -1,0 +1,277 @@
+"""Quality of the supervised presets on real images, beside what needs no training; and what a step and a validation cost.
+
+Each task has a part for testing that training never sees: images of their own, or a region with a gap where a set is one image. It is
+trained by its preset for at most five minutes on two cores, for each seed. Needs the extra images, where MMV_IM2IM_DATA points or in
+../shared/data.
+
+    python benchmarks/supervised.py [--only TASK ...] [--seeds N] [--pictures FOLDER]
+"""
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, Optional
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from _common import DATA, step_ratio
+from scipy.ndimage import gaussian_filter
+from skimage.filters import threshold_otsu
+from skimage.restoration import denoise_nl_means
+from tqdm import tqdm
+
+from mmv_im2im.config import net_preset, preset
+from mmv_im2im.core import build
+from mmv_im2im.data_modules.images import list_images, read_image, write_image
+from mmv_im2im.inference.predictor import Predictor
+from mmv_im2im.metrics import dice, pearson, psnr
+from mmv_im2im.models.base import fill_channels
+from mmv_im2im.trainers import train
+from mmv_im2im.vis import save_figure, show_result
+
+MAX_TIME = "00:00:05:00"  # Of training
+GAP = 16  # Pixels between training and test part that neither uses
+
+Images = list[np.ndarray]
+
+
+# ---- the images of each task
+
+
+def write_pair(folder: Path, part: str, name: str, source: np.ndarray, target: np.ndarray, axes: str = "YX") -> None:
+    "A source and its target into the train or test part of a task."
+    for key, x in (("IM", source), ("GT", target)):
+        write_image(folder / part / key / f"{name}.tif", x, axes[-x.ndim:])
+
+
+def saureus(folder: Path) -> None:
+    "One field: the last third of the rows is the test part."
+    source, target = (read_image(DATA / "labelfree_2d" / "saureus" / k / "saureus_left.tif").squeeze() for k in ("image", "target"))
+    cut = 2 * len(source) // 3
+    write_pair(folder, "train", "saureus", source[:cut - GAP], target[:cut - GAP])
+    write_pair(folder, "test", "saureus", source[cut:], target[cut:])
+
+
+def files(name: str, is_test: Callable[[int, str], bool], target: str = "target") -> Callable[[Path], None]:
+    "Whole files: `is_test(number, name)` says which are for testing."
+    def split(folder: Path) -> None:
+        for i, f in enumerate(list_images(DATA / name / "image")):
+            source, wanted = (read_image(DATA / name / k / f.name).squeeze() for k in ("image", target))
+            write_pair(folder, "test" if is_test(i, f.name) else "train", f.stem, source, wanted, "CYX")
+    return split
+
+
+def nuclei(folder: Path) -> None:
+    "The train and test folders of the set."
+    for part in ("train", "test"):
+        for f in list_images(DATA / "nuclei_2d" / part / "image"):
+            write_pair(folder, part, f.stem, *(read_image(DATA / "nuclei_2d" / part / k / f.name).squeeze() for k in ("image", "label")))
+
+
+def stack(name: str, axis: int) -> Callable[[Path], None]:
+    "One stack: its last third along an axis is the test part."
+    def split(folder: Path) -> None:
+        source, target = (read_image(DATA / "instance_3d" / name / f"{k}.tif").squeeze() for k in ("image", "label"))
+        n = source.shape[axis]
+        for part, chosen in (("train", range(0, 2 * n // 3 - GAP // 2)), ("test", range(2 * n // 3, n))):
+            write_pair(folder, part, name, source.take(chosen, axis), target.take(chosen, axis), "ZYX")
+    return split
+
+
+def few_photons(folder: Path) -> None:
+    "Nuclei, the brightest of 30 photons, with the noise of photons and of reading; 10 counts a photon, 100 of offset."
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for f in list_images(DATA / "nuclei_2d" / part / "image"):
+            x = read_image(f).squeeze().astype(float)
+            photons = 30 * x / np.percentile(x, 99.8)
+            noisy = rng.poisson(photons) + rng.normal(0, 2, x.shape)
+            write_pair(folder, part, f.stem, *(np.round(100 + 10 * p).clip(0).astype(np.uint16) for p in (noisy, photons)))
+
+
+# ---- what needs no training
+
+
+def of_pairs(folder: Path, part: str, channel: int = 0) -> tuple[Images, Images]:
+    "Sources `(C, ...)` and targets of a part."
+    names = [f.name for f in list_images(folder / part / "IM")]
+    sources = [read_image(folder / part / "IM" / n)[0] for n in names]
+    targets = [read_image(folder / part / "GT" / n)[0][channel] for n in names]
+    return [x[:, 0] if x.shape[1] == 1 else x for x in sources], [x[0] if x.shape[0] == 1 else x for x in targets]
+
+
+def neighbourhood(source: np.ndarray, size: int = 5) -> np.ndarray:
+    "For each pixel those around it in all planes, normalised, and a constant: `(pixels, features)`."
+    x = (source - source.mean((1, 2), keepdims=True)) / source.std((1, 2), keepdims=True)
+    x = np.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2)], mode="reflect")
+    around = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
+    flat = np.moveaxis(around, 0, 2).reshape(source[0].size, -1)
+    return np.column_stack([flat, np.ones(len(flat))])
+
+
+def linear_regression(folder: Path, channel: int = 0) -> Images:
+    "Predictions of the test part by the best linear function of a 5x5 neighbourhood."
+    a = b = 0
+    for x, y in zip(*of_pairs(folder, "train", channel)):
+        f = neighbourhood(x)
+        a, b = a + f.T @ f, b + f.T @ y.ravel()
+    w = np.linalg.lstsq(a, b, rcond=None)[0]
+    return [(neighbourhood(x) @ w).reshape(x.shape[1:]) for x in of_pairs(folder, "test")[0]]
+
+
+def otsu(folder: Path, sigmas: Iterable[float] = (0, 1)) -> Images:
+    "Otsu's threshold of the image as it is, or smoothed, whichever is better on the test part."
+    sources, targets = of_pairs(folder, "test")
+    def masks(s): return [(y > threshold_otsu(y)).astype(np.uint8) for y in (gaussian_filter(x[0].astype(float), s) for x in sources)]
+    return max(map(masks, sigmas), key=lambda m: mean(dice)(m, targets))
+
+
+def best_of(filters: Iterable[Callable[[np.ndarray], np.ndarray]]) -> Callable[[Path], Images]:
+    "For each image the filter that the clean image prefers: more than a user could have."
+    def results(folder: Path) -> Images:
+        return [max((f(x[0].astype(float)) for f in filters), key=lambda p: signal(p, t)) for x, t in zip(*of_pairs(folder, "test"))]
+    return results
+
+
+def non_local_means(k: float) -> Callable[[np.ndarray], np.ndarray]:
+    "Non-local means, its strength in units of the noise, which is estimated from the Laplacian (Immerkaer 1996)."
+    def denoise(x: np.ndarray) -> np.ndarray:
+        laplacian = x[2:, 2:] + x[2:, :-2] + x[:-2, 2:] + x[:-2, :-2] - 2 * (x[1:-1, 2:] + x[1:-1, :-2] + x[2:, 1:-1] + x[:-2, 1:-1])
+        noise = float(np.median(np.abs(laplacian + 4 * x[1:-1, 1:-1]))) / 0.6745 / 6
+        return denoise_nl_means(x, patch_size=5, patch_distance=6, h=k * noise, sigma=noise, fast_mode=True)
+    return denoise
+
+
+GAUSSIANS = [lambda x, s=s: gaussian_filter(x, s) for s in np.arange(0.4, 4, 0.2)]
+NLM = [non_local_means(k) for k in (0.6, 0.8, 1.0)]
+
+
+# ---- figures
+
+
+def signal(pred: np.ndarray, target: np.ndarray) -> float:
+    "PSNR in dB, for the range of the target."
+    return psnr(pred, target, float(target.max()) - float(target.min()))
+
+
+def mean(metric: Callable) -> Callable[[Images, Images], float]:
+    "Mean over images."
+    return lambda preds, targets: float(np.mean([metric(p, t) for p, t in zip(preds, targets)]))
+
+
+def over_all(preds: Images, targets: Images) -> float:
+    "Pearson's correlation over the pixels of all test images."
+    return pearson(*(np.concatenate([np.ravel(x) for x in images]) for images in (preds, targets)))
+
+
+@dataclass
+class Task:
+    "A preset, the images that it is tried on, and what it must reach."
+    preset: str
+    split: Callable[[Path], None]
+    score: Callable[[Images, Images], float]  # Of one channel
+    figures: tuple[str, ...]  # A name for each channel of the target
+    bars: tuple[Optional[float], ...]  # What must be reached; None = reported
+    baselines: dict[str, Callable]  # Predictions of the test part; with a channel where there are several
+    changes: dict = field(default_factory=dict)  # Of the preset
+
+
+def cycle(epochs: int, rate: float = 4e-3) -> dict:
+    "So many epochs of a one-cycle schedule."
+    return {"trainer": {"max_epochs": epochs}, "model": {"optimizer": {"lr": rate}, "scheduler": {"max_lr": rate}}}
+
+
+SEGMENT_3D = {"patch": [16, 48, 48], "batch_size": 4, "patches_per_image": 64}
+LINEAR = {"linear regression 5x5": linear_regression}
+OTSU = {"Otsu": otsu}
+TASKS: dict[str, Task] = {}
+
+
+# ---- training and the table
+
+
+class Spent(pl.Callback):
+    "Seconds of training, and of validation with its pictures."
+    def on_fit_start(self, *_): self.begun, self.validating, self.total = time.perf_counter(), 0.0, 0.0
+
+    def on_validation_start(self, *_): self.start = time.perf_counter()
+
+    def on_validation_end(self, *_): self.validating += time.perf_counter() - self.start
+
+    def on_fit_end(self, *_): self.total = time.perf_counter() - self.begun
+
+
+def trained(task: Task, folder: Path, seed: int) -> tuple[Predictor, Spent]:
+    "The predictor of a run."
+    changes = {k: dict(v) for k, v in task.changes.items()}
+    changes["data"] = {"path": str(folder / "train")} | changes.get("data", {})
+    changes["trainer"] = {"max_time": MAX_TIME, "enable_progress_bar": False} | changes.get("trainer", {})
+    spent = Spent()
+    run = train(preset(task.preset, seed=seed, out=str(folder / f"run{seed}"), **changes), [spent])
+    return Predictor(run.best), spent
+
+
+def draw(name: str, model: Predictor, folder: Path, pictures: Optional[str]) -> None:
+    "Source, prediction and target of the first test image."
+    if pictures is None: return
+    f = list_images(folder / "test" / "IM")[0]
+    source, pred, target = read_image(f)[0], model(f), read_image(folder / "test" / "GT" / f.name)[0]
+    source, target = (x[:1, len(x[0]) // 2] for x in (source, target))
+    pred = pred[len(pred) // 2] if model.dims == 3 else pred[0] if pred.ndim == 3 else pred
+    segments = model.module.task == "segmentation"
+    save_figure(show_result(source[0], pred, target[0] > 0 if segments else target[0], task=model.module.task, title=name),
+                Path(pictures) / f"{name}.png")
+
+
+def run_task(name: str, task: Task, seeds: int, pictures: Optional[str]) -> None:
+    "Train for each seed and print a row for each channel."
+    with tempfile.TemporaryDirectory() as d:
+        folder = Path(d)
+        task.split(folder)
+        tests = list_images(folder / "test" / "IM")
+        channels = range(len(task.figures))
+        scores, minutes, share = [[] for _ in channels], [], []
+        for seed in tqdm(range(seeds), desc=name, unit="run"):
+            model, spent = trained(task, folder, seed)
+            minutes.append(spent.total / 60)
+            share.append(spent.validating / spent.total)
+            preds = [model(f) for f in tests]
+            for c in channels:
+                of_channel = [p[c] for p in preds] if len(task.figures) > 1 else preds
+                scores[c].append(task.score(of_channel, of_pairs(folder, "test", c)[1]))
+        draw(name, model, folder, pictures)
+        for c, (figure, bar) in enumerate(zip(task.figures, task.bars)):
+            targets = of_pairs(folder, "test", c)[1]
+            given = (folder, c) if len(task.figures) > 1 else (folder,)
+            others = {k: task.score(f(*given), targets) for k, f in task.baselines.items()}
+            beside = ", ".join(f"{k} {v:.4g}" for k, v in others.items())
+            print(f"figure {figure}: {np.mean(scores[c]):.4f} (seeds {' '.join(f'{s:.4f}' for s in scores[c])}; {beside};"
+                  f" to reach {'-' if bar is None else bar}; {np.mean(minutes):.1f} minutes)", flush=True)
+        if task.score is over_all:
+            got, true = (np.mean([np.mean(x) for x in images]) for images in (of_channel, targets))
+            print(f"figure {figure.rsplit('_', 1)[0]}_mean_error: {abs(got / true - 1):.4f} (mean {got:.1f} {of_channel[0].dtype}"
+                  f" against {true:.1f} {targets[0].dtype})", flush=True)
+        print(f"figure {name}_validation_fraction: {np.mean(share):.3f} (validation and pictures, of the time of training)", flush=True)
+
+
+def main() -> None:
+    "Print the table."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=["steps", *TASKS], choices=["steps", *TASKS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pictures", help="folder for a picture of each task")
+    args = parser.parse_args()
+    if "steps" in args.only:
+        for dims, shape in ((2, (8, 1, 128, 128)), (3, (2, 1, 16, 64, 64))):
+            net = fill_channels(net_preset("unet", dims), 1, 1, dims)
+            step_ratio(f"fcn_step_ratio_{dims}d", lambda: build(net, "net"), shape)
+    if not DATA.is_dir():
+        print(f"the other figures need images in {DATA.name}: set MMV_IM2IM_DATA", flush=True)
+        return
+    for name in (n for n in args.only if n != "steps"): run_task(name, TASKS[name], args.seeds, args.pictures)
+
+
+if __name__ == "__main__":
+    main()
