@@ -29,6 +29,7 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.utils.data import default_collate
 
 from . import __version__
 from mmv_im2im.config import (
@@ -502,7 +503,10 @@ def _try_parts(
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if scheduled: scheduled.step(*[0.0] * plateau)
     with _named("data.augment", cfg.data.augment):
-        for seed in range(16): data.first_patch(seed)
+        patches = [data.first_patch(seed) for seed in range(16)]
+    with _named("model.loss", cfg.model.get("loss")):
+        model.rehearse(default_collate(patches[:1]))
+        model.rehearse(next(iter(data.val_dataloader())))
     blank = torch.zeros(data.out_channels, *[16] * cfg.data.spatial_dims)
     names = ["train/loss", "val/loss", *(f"val/{k}" for k in model.image_figures(blank, blank))]
     monitor = cfg.trainer.monitor

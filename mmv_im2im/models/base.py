@@ -73,7 +73,8 @@ class Im2ImModule(pl.LightningModule):
     parts: ClassVar[dict] = {"optimizer": "optimizer", "scheduler": "scheduler"}
     # Arguments of those objects that a config leaves out; data and trainer fill them in
     filled: ClassVar[tuple] = (
-        "in_channels", "out_channels", "spatial_dims", "params", "optimizer", "total_steps"
+        "in_channels", "out_channels", "spatial_dims", "img_size", "params", "optimizer",
+        "total_steps",
     )
     # Plain arguments, kept as attributes, that prediction depends on
     settings: ClassVar[tuple] = ()
@@ -140,6 +141,13 @@ def compare(self: Im2ImModule,
 ) -> dict[str, torch.Tensor]:  # One number each
     "Validation losses by name; none by default."
     return {}
+
+
+@patch
+def rehearse(self: Im2ImModule,
+    batch: dict,  # A training patch, or a validation image: `IM`, `GT`, perhaps `CM`
+):
+    "Fail before a run where its first step or validation would; the network is not called."
 
 
 @patch(as_prop=True)

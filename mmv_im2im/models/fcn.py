@@ -118,6 +118,15 @@ def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor
     weight = batch.get("CM")
     return self.as_target(hide_ignored(batch["GT"], weight)), weight
 
+
+@patch
+def rehearse(self: FCN, batch):
+    "Ask the loss for an opinion on a blank prediction."
+    each = self.task == "regression" or self.multilabel
+    channels = batch["GT"].shape[1] if each else self.num_classes
+    blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
+    self.compare(blank, batch)
+
 # %% ../../nbs/models/03_fcn.ipynb #21f2cf00
 @patch
 def finish(self: FCN, raw, probabilities=False):

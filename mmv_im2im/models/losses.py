@@ -182,7 +182,7 @@ def _gaussian(sigma: float) -> list[float]:
 def _windows(x: torch.Tensor, g: Sequence[float]) -> torch.Tensor:
     "Mean in the window of every pixel whose window lies inside: `(B, C, *S) -> (B, C, *less)`"
     for a in range(2, x.ndim):
-        narrow = max(0, (len(g) - x.shape[a] + 1) // 2)  # few planes, few weights
+        narrow = max(0, (len(g) - x.shape[a] + 1) // 2)  # few pixels, few weights
         k = g[narrow:len(g) - narrow]
         n = x.shape[a] - len(k) + 1
         # shift, weigh and add: faster than a convolution, which autocast would round, too
@@ -219,13 +219,7 @@ class SSIMLoss(_ImageLoss):
         self.data_range, self.sigma = data_range, sigma
 
     def _loss(self, p, t, w):
-        g = _gaussian(self.sigma)
-        if min(p.shape[-2:]) < len(g):
-            raise ConfigError(
-                f"SSIMLoss with sigma={self.sigma} needs at least {len(g)} pixels along Y and X;"
-                f" got {tuple(p.shape[-2:])}; use larger patches or a smaller `sigma`."
-            )
-        l, cs, w = _ssim_maps(p, t, w, self.data_range, g)
+        l, cs, w = _ssim_maps(p, t, w, self.data_range, _gaussian(self.sigma))
         return weighted_mean(1 - l * cs, w)
 
 
