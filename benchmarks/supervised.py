@@ -7,6 +7,7 @@ trained by its preset for at most five minutes on two cores, for each seed. Need
     python benchmarks/supervised.py [--only TASK ...] [--seeds N] [--pictures FOLDER]
 """
 import argparse
+import logging
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -70,12 +71,15 @@ def nuclei(folder: Path) -> None:
             write_pair(folder, part, f.stem, *(read_image(DATA / "nuclei_2d" / part / k / f.name).squeeze() for k in ("image", "label")))
 
 
-def stack(name: str, axis: int) -> Callable[[Path], None]:
-    "One stack: its last third along an axis is the test part."
+def stack(name: str, axis: int, keep_first: bool) -> Callable[[Path], None]:
+    "One stack: its last third along an axis is the test part, or its first where the last is empty."
     def split(folder: Path) -> None:
         source, target = (read_image(DATA / "instance_3d" / name / f"{k}.tif").squeeze() for k in ("image", "label"))
         n = source.shape[axis]
-        for part, chosen in (("train", range(0, 2 * n // 3 - GAP // 2)), ("test", range(2 * n // 3, n))):
+        cut = 2 * n // 3 if not keep_first else 2 * n // 5
+        parts = {"train": range(0, cut - GAP // 2), "test": range(cut, n)}
+        if keep_first: parts = {"test": range(0, cut), "train": range(cut + GAP // 2, n)}
+        for part, chosen in parts.items():
             write_pair(folder, part, name, source.take(chosen, axis), target.take(chosen, axis), "ZYX")
     return split
 
@@ -176,17 +180,46 @@ class Task:
     bars: tuple[Optional[float], ...]  # What must be reached; None = reported
     baselines: dict[str, Callable]  # Predictions of the test part; with a channel where there are several
     changes: dict = field(default_factory=dict)  # Of the preset
+    prediction: dict = field(default_factory=dict)  # Options of Predictor
 
 
-def cycle(epochs: int, rate: float = 4e-3) -> dict:
-    "So many epochs of a one-cycle schedule."
-    return {"trainer": {"max_epochs": epochs}, "model": {"optimizer": {"lr": rate}, "scheduler": {"max_lr": rate}}}
-
-
-SEGMENT_3D = {"patch": [16, 48, 48], "batch_size": 4, "patches_per_image": 64}
 LINEAR = {"linear regression 5x5": linear_regression}
 OTSU = {"Otsu": otsu}
-TASKS: dict[str, Task] = {}
+DENOISED = {"input": best_of([lambda x: x]), "best Gaussian": best_of(GAUSSIANS), "NLM": best_of(NLM)}
+
+
+def label_free(patches: int, epochs: int, dropout: float, **data) -> dict:
+    "Changes of a label-free preset: so many patches of each image, so many epochs."
+    return {"data": {"patches_per_image": patches} | data, "trainer": {"max_epochs": epochs}, "model": {"net": {"dropout": dropout}}}
+
+
+def volume(name: str, axis: int, keep_first: bool = False, **data) -> Task:
+    "Nuclei in one stack."
+    small = {"patch": [16, 48, 48], "batch_size": 2, "patches_per_image": 200, "gap": 4} | data
+    changes = {"data": small, "trainer": {"max_epochs": 15}}
+    figure = f"{name.removesuffix('_1135').removesuffix('_8cell')}_dice"
+    return Task("semantic_seg_3d", stack(name, axis, keep_first), mean(dice), (figure,), (0.85,), OTSU, changes)
+
+
+NUCLEI = [{"_target_": "FillHoles"}, {"_target_": "RemoveSmall", "size": 15}]
+TASKS = {
+    "saureus": Task("labelfree_2d", saureus, over_all, ("labelfree_saureus_pearson",), (0.93,), LINEAR, label_free(800, 18, 0.0)),
+    "isl": Task("labelfree_2d", files("labelfree_2d/isl_neurons", lambda i, name: name.startswith("tile_r2")), over_all,
+                ("labelfree_isl_dapi_pearson", "labelfree_isl_map2_pearson", "labelfree_isl_nfh_pearson"), (0.72, None, None), LINEAR,
+                label_free(133, 15, 0.2, split="regions", val_fraction=0.15, gap=8)),
+    "ecoli": Task("labelfree_2d", files("labelfree_2d/ecoli_ds1", lambda i, name: i >= 5), over_all, ("labelfree_ecoli_pearson",),
+                  (0.72,), LINEAR, label_free(200, 16, 0.1)),
+    "nuclei_2d": Task("semantic_seg_2d", nuclei, mean(dice), ("nuclei_2d_dice",), (0.92,), OTSU,
+                      {"data": {"patches_per_image": 16, "val_fraction": 0.1}, "trainer": {"max_epochs": 18}, "predict": {"postprocess": NUCLEI}},
+                      {"tta": True}),
+    "stardist_nuclei": volume("stardist_nuclei", 1),
+    "plant_nuclei": volume("plant_nuclei_1135", 2),
+    "mouse_embryo": volume("mouse_embryo_8cell", 2, keep_first=True, val_fraction=0.35),
+    "denoise": Task("denoise_2d", few_photons, mean(signal), ("denoise_nuclei_psnr",), (None,), DENOISED,
+                    {"data": {"patches_per_image": 16, "val_fraction": 0.1}, "trainer": {"max_epochs": 15}}),
+    "tuj1": Task("modality_transfer_2d", files("modality_2d/isl_dapi_to_tuj1", lambda i, name: i >= 6), over_all,
+                 ("modality_tuj1_pearson",), (None,), LINEAR, {"data": {"patches_per_image": 160}, "trainer": {"max_epochs": 9}}),
+}
 
 
 # ---- training and the table
@@ -210,7 +243,7 @@ def trained(task: Task, folder: Path, seed: int) -> tuple[Predictor, Spent]:
     changes["trainer"] = {"max_time": MAX_TIME, "enable_progress_bar": False} | changes.get("trainer", {})
     spent = Spent()
     run = train(preset(task.preset, seed=seed, out=str(folder / f"run{seed}"), **changes), [spent])
-    return Predictor(run.best), spent
+    return Predictor(run.best, **task.prediction), spent
 
 
 def draw(name: str, model: Predictor, folder: Path, pictures: Optional[str]) -> None:
@@ -228,31 +261,27 @@ def draw(name: str, model: Predictor, folder: Path, pictures: Optional[str]) -> 
 def run_task(name: str, task: Task, seeds: int, pictures: Optional[str]) -> None:
     "Train for each seed and print a row for each channel."
     with tempfile.TemporaryDirectory() as d:
-        folder = Path(d)
+        folder, several = Path(d), len(task.figures) > 1
         task.split(folder)
-        tests = list_images(folder / "test" / "IM")
-        channels = range(len(task.figures))
-        scores, minutes, share = [[] for _ in channels], [], []
+        scores, minutes, share = [[] for _ in task.figures], [], []
         for seed in tqdm(range(seeds), desc=name, unit="run"):
             model, spent = trained(task, folder, seed)
             minutes.append(spent.total / 60)
             share.append(spent.validating / spent.total)
-            preds = [model(f) for f in tests]
-            for c in channels:
-                of_channel = [p[c] for p in preds] if len(task.figures) > 1 else preds
-                scores[c].append(task.score(of_channel, of_pairs(folder, "test", c)[1]))
+            preds = [model(f) for f in list_images(folder / "test" / "IM")]
+            for c, of_channel in enumerate(scores):
+                of_channel.append(task.score([p[c] for p in preds] if several else preds, of_pairs(folder, "test", c)[1]))
         draw(name, model, folder, pictures)
         for c, (figure, bar) in enumerate(zip(task.figures, task.bars)):
             targets = of_pairs(folder, "test", c)[1]
-            given = (folder, c) if len(task.figures) > 1 else (folder,)
-            others = {k: task.score(f(*given), targets) for k, f in task.baselines.items()}
+            others = {k: task.score(f(folder, c) if several else f(folder), targets) for k, f in task.baselines.items()}
             beside = ", ".join(f"{k} {v:.4g}" for k, v in others.items())
             print(f"figure {figure}: {np.mean(scores[c]):.4f} (seeds {' '.join(f'{s:.4f}' for s in scores[c])}; {beside};"
-                  f" to reach {'-' if bar is None else bar}; {np.mean(minutes):.1f} minutes)", flush=True)
-        if task.score is over_all:
-            got, true = (np.mean([np.mean(x) for x in images]) for images in (of_channel, targets))
-            print(f"figure {figure.rsplit('_', 1)[0]}_mean_error: {abs(got / true - 1):.4f} (mean {got:.1f} {of_channel[0].dtype}"
-                  f" against {true:.1f} {targets[0].dtype})", flush=True)
+                  f" to reach {'more than these' if bar is None else bar}; {np.mean(minutes):.1f} minutes)", flush=True)
+            if task.score is over_all:
+                got, true = (np.mean([x.mean() for x in images]) for images in ([p[c] for p in preds] if several else preds, targets))
+                print(f"figure {figure.removesuffix('_pearson')}_mean_error: {abs(got / true - 1):.4f} (mean {got:.1f} {preds[0].dtype}"
+                      f" against {true:.1f} {targets[0].dtype})", flush=True)
         print(f"figure {name}_validation_fraction: {np.mean(share):.3f} (validation and pictures, of the time of training)", flush=True)
 
 
@@ -262,7 +291,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["steps", *TASKS], choices=["steps", *TASKS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", help="folder for a picture of each task")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if "steps" in args.only:
         for dims, shape in ((2, (8, 1, 128, 128)), (3, (2, 1, 16, 64, 64))):
             net = fill_channels(net_preset("unet", dims), 1, 1, dims)

@@ -390,7 +390,9 @@ def setup(self: Im2ImDataModule,
     self.recipe.target_dtype = _target_dtype(self)
     self.store, self.val_store = _stores(self)
     self.per_image = self.patches_per_image or _enough_patches(self)
+    held_back = len(self.val_items)
     self.val_items = _limit_pixels(self, self.val_items, _pixel_budget(self))
+    if len(self.val_items) < held_back: how += f" ({len(self.val_items)} an epoch)"
     visited = _visited(self)
     self.summary = (
         f"{describe_samples(self.samples)}; {how}; {visited * self.per_image} patches"
