@@ -9,6 +9,7 @@ __all__ = ['show_images', 'show', 'show_result', 'show_batch', 'plot_curves', 's
 import csv
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -275,7 +276,7 @@ def plot_curves(
     path: str | Path | None = None,  # Save the picture here, too
     size: float = 3.2,  # Width of a panel in inches
 ) -> Figure:  # Shown by a notebook
-    "Learning curves: one panel for all losses, one for every other metric."
+    "Learning curves: one panel for all losses, one for every other metric and its channels."
     if isinstance(rows, (str, Path)):
         if not Path(rows).is_file():
             raise DataError(f"learning curves need a metrics.csv, got {rows}, which is no file")
@@ -287,7 +288,7 @@ def plot_curves(
                         "first")
     panels = {}
     for name in curves:
-        metric = name.rpartition('/')[2]
+        metric = re.sub(r'_c\d+$', '', name.rpartition('/')[2]) # channels and classes share a panel
         panels.setdefault('loss' if 'loss' in metric else metric, []).append(name)
     panels = dict(sorted(panels.items(), key=lambda p: p[0] != 'loss')) # the losses come first
     ncols = min(3, len(panels))

@@ -31,7 +31,7 @@ def pairs(tmp_path_factory):
 def configured(out, path, base=SEGMENT, **sections):
     "A config of two epochs with sections changed."
     raw = dict(base) | {"out": str(out)}
-    sections["data"] = {"path": str(path), "val_fraction": 0.34} | sections.get("data", {})
+    sections["data"] = {"path": str(path), "val_fraction": 0.34, "val_pixels": 10**6} | sections.get("data", {})
     sections["trainer"] = {"max_epochs": 2} | sections.get("trainer", {})
     for name, change in sections.items(): raw[name] = raw[name] | change if isinstance(change, dict) else change
     return from_dict(raw)

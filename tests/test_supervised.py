@@ -193,7 +193,7 @@ def test_a_sum_of_losses_from_the_yaml(tmp_path, nuclei):
     loss = {"_target_": "LossSum", "losses": parts, "weights": [1.0, 0.5]}
     result = train(configured(tmp_path / "run", nuclei, SEGMENT, model={"loss": loss}))
     row = result.metrics[-1]
-    assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + 0.5 * row["train/lovasz"], rel=1e-4)
+    assert row["train/loss"] == pytest.approx(row["train/cross_entropy_loss"] + 0.5 * row["train/lovasz_loss"], rel=1e-4)
 
 
 # After the network

@@ -396,7 +396,7 @@ def evaluate(self: Predictor,
     # Metrics to compute, such as ('dice', 'hausdorff95'); None = those of the model
     names: Optional[Sequence[str]] = None,
 ) -> tuple[list[dict], Outcome]:  # A dict an image with `image` and the metrics, and what failed
-    "Metrics of every pair in a folder; a bad file is reported and skipped."
+    "Metrics of every pair in a folder, in normalised units; a bad file is reported and skipped."
     if self.recipe is None:
         raise ConfigError(
             f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"

@@ -109,7 +109,7 @@ def compare(self: FCN, raw, batch):
     if not isinstance(self.loss, LossSum):
         return {"loss": apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
-    return {"loss": self.loss.total(parts)} | parts
+    return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
 
 
 @patch
