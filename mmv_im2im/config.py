@@ -207,8 +207,8 @@ class _Preparation:
 @dataclass
 class _Keeping:
     "What is validated on, and what is kept where."
-    # Validate on whole images up to so many pixels per epoch; null = a fifth of the pixels that an
-    # epoch trains on, 4 million at most
+    # Validate on whole images up to so many pixels per epoch; null = an eighth of the pixels that
+    # an epoch trains on, 4 million at most
     val_pixels: Optional[int] = option(None, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
     # Keep prepared images: in memory while there is room, on disk for later runs, too, or not
@@ -631,6 +631,11 @@ def _with_net(raw: dict) -> dict:
     "`raw` with the description of a network where `model.net` names one."
     name = raw.get("model", {}).get("net")
     if not isinstance(name, str): return raw
+    if name not in net_names():
+        raise ConfigError(
+            f"`model.net`: there is no network named '{name}'; {did_you_mean(name, net_names())} A"
+            " class of a library is written as {_target_: Name, argument: value, ...}."
+        )
     dims = len(raw.get("data", {}).get("patch", DataConfig().patch))
     return raw | {"model": raw["model"] | {"net": net_preset(name, dims)}}
 

@@ -125,6 +125,17 @@ def _room(tile: Sequence[int], sizes: Sequence[int], halo: Sequence[int]) -> tup
                           f"take tiles above {2 * max(halo)} or blend='gaussian'")
     return halo
 
+# %% ../nbs/04_tiling.ipynb #64257c3b
+def _even(tile: Sequence[int], sizes: Sequence[int], overlap: float,
+          strides: Sequence[int]) -> tuple[int, ...]:
+    "The smallest tile that covers each axis with as many windows as `tile` does."
+    out = []
+    for t, n, s in zip(tile, sizes, strides):
+        count = math.ceil((n - t) / max(1, int(t * (1 - overlap)))) + 1
+        fits = (k for k in range(s, t, s) if k + (count - 1) * int(k * (1 - overlap)) >= n)
+        out.append(next(fits, t))
+    return tuple(out)
+
 # %% ../nbs/04_tiling.ipynb #1fe92b1f
 @torch.no_grad()
 def predict_tiled(
@@ -152,6 +163,7 @@ def predict_tiled(
                  zip(_per_axis(tile, n, 'tile'), _per_axis(stride, n, 'stride'), sizes))
     if tile == sizes: return unpad(fn(x), crop)
     if blend == 'gaussian':
+        if halo is not None: tile = _even(tile, sizes, overlap, _per_axis(stride, n, 'stride'))
         y = sliding_window_inference(x, tile, batch_size, fn, overlap=overlap, progress=progress,
                                      roi_weight_map=_bell(tile).to(x)[None, None])
         return unpad(y, crop)

@@ -177,9 +177,16 @@ def save(self: MetricsCSV):
 @rank_zero_only
 def cut(self: MetricsCSV,
     step: int,  # Optimisation steps that the checkpoint has behind it
+    # Mean losses of the epoch that ended with the checkpoint, by name, and its number `epoch`
+    ended: Optional[dict] = None,
 ):
     "Forget what was logged after the checkpoint that a run resumes from."
     self.rows = [r for r in self.rows if r["step"] is None or r["step"] < step]
+    if ended:
+        row = {"epoch": ended["epoch"], "step": step - 1}
+        last = self.rows[-1] if self.rows else {}
+        if last.get("epoch") != ended["epoch"]: self.rows.append(row | ended)
+        elif last["step"] == step - 1: last.update(ended)
     self.save()
 
 # %% ../nbs/06_trainers.ipynb #c4e8194c
@@ -333,7 +340,8 @@ def fit(self: Im2ImTrainer,
         kept = [c for c in self.callbacks if not isinstance(c, ModelCheckpoint) or c.dirpath]
         self.callbacks = kept + _checkpoints(self.run_folder, monitor, mode, self.every)
     if ckpt_path and self.metrics_csv:
-        self.metrics_csv.cut(load_checkpoint(ckpt_path)["global_step"])
+        checkpoint = load_checkpoint(ckpt_path)
+        self.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
     try:
         resume = str(ckpt_path) if ckpt_path else None
         super(Im2ImTrainer, self).fit(
@@ -346,6 +354,12 @@ def fit(self: Im2ImTrainer,
             f"`trainer.monitor` is '{self.run_monitor}', which is not logged;"
             f" {did_you_mean(str(self.run_monitor), names)}"
         ) from None
+
+
+def _just_ended(checkpoint: dict) -> Optional[dict]:
+    "The losses of an epoch whose end the checkpoint is; None within an epoch."
+    kept = checkpoint.get("im2im", {})
+    return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
 
 # %% ../nbs/06_trainers.ipynb #c45aef25
 def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:

@@ -302,7 +302,7 @@ def test_volumes_from_python_to_files(tmp_path, restorer, volumes):
     assert len(outcome.done) == 5 and not outcome.failed
     source, target = (np.squeeze(read_image(volumes / k / "000.tif")) for k in ("IM", "GT"))
     written = read_image(tmp_path / "out" / "000.ome.tif")
-    assert written.shape == (1, 1, 12, 48, 48) and written.dtype == np.float32
+    assert written.shape == (1, 1, 12, 48, 48) and written.dtype == np.uint16
     np.testing.assert_array_equal(written[0, 0], model(source))
     assert target.min() < written.mean() < target.max(), "the result is in the target's units"
     rows, bad = model.evaluate(volumes, progress=False)
@@ -329,7 +329,7 @@ def test_exact_tiles_equal_the_whole_image(segmenter, size):
 @pytest.mark.parametrize("size", [(13, 45, 51), (21, 33, 70)], ids=str)
 def test_exact_tiles_equal_the_whole_volume(restorer, size):
     image = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    whole, tiles = (Predictor(restorer.best, blend=b, tile=t, device="cpu") for b, t in (("none", None), ("exact", (16, 32, 32))))
+    whole, tiles = (Predictor(restorer.best, blend=b, tile=t, dtype="float32", device="cpu") for b, t in (("none", None), ("exact", (16, 32, 32))))
     scale = float(np.ravel(whole.recipe.target_stats["scale"])[0])
     a, b = whole(image), tiles(image)
     assert a.shape == b.shape == size
@@ -345,7 +345,7 @@ def test_gaussian_blending_leaves_no_seam(kind, segmenter, blurrer, tmp_path):
 
     def step(blend: str) -> float:
         "Mean jump between neighbouring pixels across the edges of tiles, in units of the mean jump elsewhere."
-        model, across, elsewhere = Predictor(checkpoint, blend=blend, tile=(48, 48), overlap=.25, device="cpu"), [], []
+        model, across, elsewhere = Predictor(checkpoint, blend=blend, tile=(48, 48), overlap=.25, dtype="float32", device="cpu"), [], []
         for path in sorted((tmp_path / "IM").iterdir()):
             out = model(path, probabilities=True)
             for jumps in (np.abs(np.diff(out, axis=0)).mean(1), np.abs(np.diff(out, axis=1)).mean(0)):

@@ -73,14 +73,14 @@ class Recipe:
         "`ConfigError` where predictions would have no way back to the target's units."
         if isinstance(self.target_norm, Mask):
             raise ConfigError(
-                "`data.target_norm` cannot be Mask, which makes pictures of source labels; for masks"
-                " as targets set `data.target_kind: label`."
+                "`data.target_norm` cannot be Mask, which makes pictures of source labels; for"
+                " masks as targets set `data.target_kind: label`."
             )
         unmeasured = self.source_norm is None or isinstance(self.source_norm, Mask)
         if isinstance(self.target_norm, LikeSource) and unmeasured:
             raise ConfigError(
-                "`data.target_norm: LikeSource` needs a `data.source_norm` that measures intensities,"
-                " such as {_target_: Percentile}; set one."
+                "`data.target_norm: LikeSource` needs a `data.source_norm` that measures"
+                " intensities, such as {_target_: Percentile}; set one."
             )
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #12716731

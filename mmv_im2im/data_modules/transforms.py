@@ -390,7 +390,7 @@ def inverse(self: Macenko, y, stats):
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #3fdf8621
 class LikeSource(Normalization):
-    "For a target: what was measured on its source, so that predictions keep the source's brightness."
+    "For a target: what was measured on its source, so that predictions keep its brightness."
     def __init__(self): super().__init__()
 
     def measure(self, x):

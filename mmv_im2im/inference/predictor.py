@@ -245,7 +245,7 @@ def _check_fits(self: Predictor, shape: Sequence[int], name: str):
     "`DataError` unless the model can take an image T, C, Z, Y, X."
     t, c, z, y, x = shape
     if 0 in shape:
-        raise DataError(f"{name} must have pixels, but its shape (T, C, Z, Y, X) is {tuple(shape)}.")
+        raise DataError(f"{name} must have pixels; its shape (T, C, Z, Y, X) is {tuple(shape)}.")
     if c != self.in_channels:
         raise DataError(
             f"{name} has {c} channel(s) but the model takes {self.in_channels}; choose channels, or"
@@ -402,7 +402,8 @@ def evaluate(self: Predictor,
             f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"
             " evaluate."
         )
-    if names is not None: self.module.metrics = check_metrics(self.module.task, names, "predict.metrics")
+    if names is not None:
+        self.module.metrics = check_metrics(self.module.task, names, "predict.metrics")
     rows, result = [], Outcome()
     samples = find_samples(path, layout, source, target, costmap)
     for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):

@@ -56,7 +56,7 @@ def fill_channels(
 
 
 def _fill_size(spec: dict, patch: list[int], key: str):
-    "Give a network that is made for one image size that of the patches; `ConfigError` if it differs."
+    "Give a network of one image size that of the patches; `ConfigError` if it differs."
     given = spec.setdefault("img_size", patch)
     given = [given] * len(patch) if isinstance(given, int) else list(given)
     if given != patch:
@@ -111,6 +111,9 @@ class Im2ImModule(pl.LightningModule):
         # which is resumed within an epoch logs the mean of all of it
         self._sums: dict = {}
         self._seen = 0
+        # Mean losses of the epoch that ended last, and its number: a checkpoint at its end is
+        # written before the loggers write them
+        self._ended: dict = {}
 
     def losses(self,
         batch: dict,  # `IM`, `GT`, perhaps `CM`: `(B, C, [Z,] Y, X)`
@@ -184,8 +187,9 @@ def training_step(self: Im2ImModule,
 @patch
 def on_train_epoch_end(self: Im2ImModule):
     "Log the mean losses of the epoch, `train/loss` and its parts."
-    for k, total in self._sums.items():
-        self._log_epoch(f"train/{k}", total / self._seen, 1, k == "loss")
+    means = {f"train/{k}": total / self._seen for k, total in self._sums.items()}
+    for k, v in means.items(): self._log_epoch(k, v, 1, k == "train/loss")
+    self._ended = {"epoch": self.current_epoch} | {k: float(v) for k, v in means.items()}
     self._sums, self._seen = {}, 0
 
 
@@ -247,9 +251,9 @@ def as_target(self: Im2ImModule,
 
 def hide_ignored(
     target: torch.Tensor,  # `(..., C, [Z,] Y, X)`
-    weight: Optional[torch.Tensor],  # Cost map, of one channel or as many; None = nothing is ignored
+    weight: Optional[torch.Tensor],  # Cost map, of one channel or as many; None = none is ignored
 ) -> torch.Tensor:
-    "The target with 0 where its weight is 0: what stands there, such as a label 255, is of no account."
+    "The target with 0 where its weight is 0: what stands there, such as 255, is of no account."
     return target if weight is None else target.masked_fill((weight == 0).expand_as(target), 0)
 
 # %% ../../nbs/models/00_base.ipynb #c24ee113
@@ -472,6 +476,7 @@ def on_save_checkpoint(self: Im2ImModule,
         "framework": cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}",
         "settings": {k: getattr(self, k) for k in self.settings},
         "epoch": {"sums": {k: v.cpu() for k, v in self._sums.items()}, "seen": self._seen},
+        "ended": self._ended,
     }
 
 
@@ -508,7 +513,8 @@ def start_from(self: Im2ImModule,
     return f"{said}; not {'; '.join(other[:4])}{' ...' * (len(other) > 4)}"
 
 
-def _shape_of(x: Optional[torch.Tensor]) -> str: return "absent" if x is None else str(tuple(x.shape))
+def _shape_of(x: Optional[torch.Tensor]) -> str:
+    return "absent" if x is None else str(tuple(x.shape))
 
 # %% ../../nbs/models/00_base.ipynb #5e98bace
 @patch

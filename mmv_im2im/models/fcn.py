@@ -104,7 +104,7 @@ def losses(self: FCN, batch):
 
 @patch
 def compare(self: FCN, raw, batch):
-    "The loss of raw output, each pixel weighted by the cost map; of a sum of losses also its parts."
+    "The loss of raw output, weighted by the cost map; of a sum of losses also its parts."
     target, weight = self._target(batch)
     if not isinstance(self.loss, LossSum):
         return {"loss": apply_loss(self.loss, raw, target, weight)}
