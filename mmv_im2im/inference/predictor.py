@@ -124,7 +124,9 @@ class Predictor:
         trust: Sequence[str] = (),  # Packages whose other callables may be used, too
     ):
         self.path = find_checkpoint(checkpoint)
-        self.module, self.recipe = _restore(load_checkpoint(self.path), self.path, net, trust)
+        checkpoint = load_checkpoint(self.path)
+        self.module, self.recipe = _restore(checkpoint, self.path, net, trust)
+        self.known_channels = (checkpoint.get("Im2ImDataModule") or {}).get("in_channels")
         if tile is not None and len(tile) != self.dims:
             raise ConfigError(
                 f"`predict.tile` {list(tile)} has {len(tile)} sizes but the model is {self.dims}D;"
@@ -188,7 +190,8 @@ def _like(x: Any, axes: str) -> Any:
 # %% ../../nbs/inference/00_predictor.ipynb #fd4ce269
 @patch(as_prop=True)
 def in_channels(self: Predictor) -> int:
-    "Channels that the network takes."
+    "Channels that the network takes: as the data had, or as its first weights say."
+    if self.known_channels is not None: return self.known_channels
     weights = next(p for p in self.module.network.parameters() if p.ndim == self.dims + 2)
     spec = (self.module.config or {}).get("model", {}).get("net", {})
     return spec.get("in_channels", weights.shape[1])

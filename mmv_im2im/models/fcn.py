@@ -106,6 +106,11 @@ def losses(self: FCN, batch):
 def compare(self: FCN, raw, batch):
     "The loss of raw output, weighted by the cost map; of a sum of losses also its parts."
     target, weight = self._target(batch)
+    if self.task == "regression" and raw.shape != target.shape:
+        raise ConfigError(
+            f"the network gives {raw.shape[1]} channel(s) but the target has {target.shape[1]}; give"
+            " the network as many output channels as the target has."
+        )
     if not isinstance(self.loss, LossSum):
         return {"loss": apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
