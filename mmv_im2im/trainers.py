@@ -65,7 +65,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f.flush()
                 os.fsync(f.fileno())
 
-    def load_checkpoint(self,
+# %% ../nbs/06_trainers.ipynb #0fd7fcd2
+def load_checkpoint(self,
         path: str | Path,  # A .ckpt file
         map_location: Any = "cpu",  # Device for its tensors
         weights_only: Optional[bool] = None,  # Of Lightning's signature; True whatever it says

@@ -145,26 +145,28 @@ class Predictor:
         "Spatial dimensions of the model."
         return self.recipe.spatial_dims if self.recipe else len(self.module.patch or (0, 0))
 
-    def __call__(self,
-        image: Any,  # File, NumPy or dask array, or tensor: 2D to 5D, any size
-        # Its axes, such as 'CYX'; None = as the file says, or as `guess_axes` tells
-        axes: Optional[str] = None,
-        # Segmentation: probabilities instead of a mask or class numbers
-        probabilities: bool = False,
-        progress: bool = False,  # Show a bar over tiles
-        # Voxel size `(Z, Y, X)` in micrometres of an array, for a model of isotropic voxels
-        pixel_size: Optional[Sequence[float]] = None,
-    ) -> Any:  # Kind of the input; its axes in the order TCZYX, a lone channel only among all five
-        "Predict an image; `DataError` where it does not fit the model."
-        if isinstance(image, (str, Path)):
-            return self._predict_file(image, axes, probabilities, progress)
-        if isinstance(image, torch.Tensor):
-            array = image.detach().cpu().numpy()
-            return torch.from_numpy(self(array, axes, probabilities, progress, pixel_size))
-        axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
-        x = _to_tczyx(image, axes)
-        out = self._predict_times(x, "the image", probabilities, progress, pixel_size)
-        return out if len(axes) == 5 else _like(out, axes + "C")
+# %% ../../nbs/inference/00_predictor.ipynb #e39b5b18
+@patch
+def __call__(self: Predictor,
+    image: Any,  # File, NumPy or dask array, or tensor: 2D to 5D, any size
+    # Its axes, such as 'CYX'; None = as the file says, or as `guess_axes` tells
+    axes: Optional[str] = None,
+    # Segmentation: probabilities instead of a mask or class numbers
+    probabilities: bool = False,
+    progress: bool = False,  # Show a bar over tiles
+    # Voxel size `(Z, Y, X)` in micrometres of an array, for a model of isotropic voxels
+    pixel_size: Optional[Sequence[float]] = None,
+) -> Any:  # Kind of the input; its axes in the order TCZYX, a lone channel only among all five
+    "Predict an image; `DataError` where it does not fit the model."
+    if isinstance(image, (str, Path)):
+        return self._predict_file(image, axes, probabilities, progress)
+    if isinstance(image, torch.Tensor):
+        array = image.detach().cpu().numpy()
+        return torch.from_numpy(self(array, axes, probabilities, progress, pixel_size))
+    axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
+    x = _to_tczyx(image, axes)
+    out = self._predict_times(x, "the image", probabilities, progress, pixel_size)
+    return out if len(axes) == 5 else _like(out, axes + "C")
 
 # %% ../../nbs/inference/00_predictor.ipynb #a69e7cee
 def _device(name: str) -> torch.device:

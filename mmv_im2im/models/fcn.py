@@ -108,15 +108,15 @@ def compare(self: FCN, raw, batch):
     target, weight = self._target(batch)
     if self.task == "regression" and raw.shape != target.shape:
         raise ConfigError(
-            f"the network gives {raw.shape[1]} channel(s) but the target has {target.shape[1]}; give"
-            " the network as many output channels as the target has."
+            f"the network gives {raw.shape[1]} channel(s) but the target has {target.shape[1]};"
+            " give the network as many output channels as the target has."
         )
     if not isinstance(self.loss, LossSum):
         return {"loss": apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
     return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
 
-
+# %% ../../nbs/models/03_fcn.ipynb #6c472a95
 @patch
 def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     "Target and cost map of a batch."
