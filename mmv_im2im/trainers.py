@@ -65,8 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f.flush()
                 os.fsync(f.fileno())
 
-# %% ../nbs/06_trainers.ipynb #0fd7fcd2
-def load_checkpoint(self,
+    def load_checkpoint(self,
         path: str | Path,  # A .ckpt file
         map_location: Any = "cpu",  # Device for its tensors
         weights_only: Optional[bool] = None,  # Of Lightning's signature; True whatever it says
@@ -82,7 +81,7 @@ def load_checkpoint(self,
                 state["best_model_path"] = str(folder / Path(best).name) if best else ""
         return checkpoint
 
-
+# %% ../nbs/06_trainers.ipynb #0fd7fcd2
 def load_checkpoint(
     path: str | Path,  # A .ckpt file
     map_location: Any = "cpu",  # Device for its tensors

@@ -104,7 +104,7 @@ def samples(loader):
 def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     data = Im2ImDataModule(
         sets[layout, pairing, dims], PATCHES[dims], 3, pairing=pairing, cache=cache, cache_dir=str(tmp_path), portion=portion,
-        patches_per_image=4, source_norm=None, val_fraction=0.34, split="auto" if layout == "split" else "files", num_workers=0,
+        patches_per_image=4, source_norm=None, val_fraction=0.34, split="auto" if layout == "split" else "files", num_workers=0, val_pixels=10**7,
     )
     loader = data.train_dataloader()
     numbers, targets, starts = Counter(), Counter(), set()
