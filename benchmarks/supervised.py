@@ -23,7 +23,7 @@ from skimage.filters import threshold_otsu
 from skimage.restoration import denoise_nl_means
 from tqdm import tqdm
 
-from mmv_im2im.config import net_preset, preset
+from mmv_im2im.config import preset
 from mmv_im2im.core import build
 from mmv_im2im.data_modules.images import list_images, read_image, write_image
 from mmv_im2im.inference.predictor import Predictor
@@ -298,7 +298,7 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if "steps" in args.only:
         for dims, shape in ((2, (8, 1, 128, 128)), (3, (2, 1, 16, 64, 64))):
-            net = fill_channels(net_preset("unet", dims), 1, 1, dims)
+            net = fill_channels(preset(f"labelfree_{dims}d").model["net"], 1, 1, dims)
             step_ratio(f"fcn_step_ratio_{dims}d", lambda: build(net, "net"), shape)
     if not DATA.is_dir():
         print(f"the other figures need images in {DATA.name}: set MMV_IM2IM_DATA", flush=True)
