@@ -1,10 +1,10 @@
 """Quality of the supervised presets on real images, beside what needs no training; and what a step and a validation cost.
 
 Each task has a part for testing that training never sees: images of their own, or a region with a gap where a set is one image. It is
-trained by its preset for at most five minutes on two cores, for each seed. Needs the extra images, where MMV_IM2IM_DATA points or in
+trained by its preset for at most five minutes on two cores, or ten on one, for each seed. Needs the extra images, where MMV_IM2IM_DATA points or in
 ../shared/data.
 
-    python benchmarks/supervised.py [--only TASK ...] [--seeds N] [--pictures FOLDER]
+    python benchmarks/supervised.py [--only TASK ...] [--seeds N] [--pictures FOLDER] [--threads 1 or 2]
 """
 import argparse
 import logging
@@ -32,7 +32,7 @@ from mmv_im2im.models.base import fill_channels
 from mmv_im2im.trainers import train
 from mmv_im2im.vis import save_figure, show_result
 
-MAX_TIME = "00:00:05:00"  # Of training
+MINUTES = 10  # Of training on one core
 GAP = 16  # Pixels between training and test part that neither uses
 
 Images = list[np.ndarray]
@@ -241,7 +241,7 @@ def trained(task: Task, folder: Path, seed: int) -> tuple[Predictor, Spent]:
     "The predictor of a run."
     changes = {k: dict(v) for k, v in task.changes.items()}
     changes["data"] = {"path": str(folder / "train")} | changes.get("data", {})
-    changes["trainer"] = {"max_time": MAX_TIME, "enable_progress_bar": False} | changes.get("trainer", {})
+    changes["trainer"] = {"max_time": f"00:00:{MINUTES // torch.get_num_threads():02d}:00", "enable_progress_bar": False} | changes.get("trainer", {})
     spent = Spent()
     run = train(preset(task.preset, seed=seed, out=str(folder / f"run{seed}"), **changes), [spent])
     return Predictor(run.best, **task.prediction), spent
