@@ -2,6 +2,7 @@
 from mmv_im2im.core import *
 from mmv_im2im.config import *
 from mmv_im2im.metrics import *
+from mmv_im2im.distances import *
 from mmv_im2im.vis import *
 from mmv_im2im.tiling import *
 from mmv_im2im.postprocess import *

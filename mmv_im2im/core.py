@@ -107,7 +107,7 @@ _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "loss": ("torch.nn.Module", "loss", ("mmv_im2im.models.*", "monai.losses", "torch.nn")),
     "optimizer": ("torch.optim.Optimizer", "optimizer", ("torch.optim", "monai.optimizers")),
     "scheduler": ("torch.optim.lr_scheduler.LRScheduler", "learning-rate scheduler",
-                  ("torch.optim.lr_scheduler", "monai.optimizers")),
+                  ("torch.optim.lr_scheduler", "mmv_im2im.models.*", "monai.optimizers")),
     "callback": ("pytorch_lightning.Callback", "Lightning callback",
                  ("mmv_im2im.trainers", "pytorch_lightning.callbacks")),
     "logger": ("pytorch_lightning.loggers.Logger", "Lightning logger",

@@ -406,7 +406,7 @@ METRICS = {'regression': ('pearson', 'ssim', 'psnr', 'nrmse', 'psnr_affine'),
            'segmentation': ('dice', 'iou', 'hausdorff95')}
 
 METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'nrmse': 'min',
-                'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min'}
+                'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min', 'structure': 'max'}
 
 _BY_OPTION = ('hausdorff95',) # measured only when named
 

@@ -387,7 +387,8 @@ def setup(self: Im2ImDataModule,
     self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
     self.train_items, self.val_items, how = _split(self)
     _measure_dataset(self)
-    self.recipe.target_dtype = _target_dtype(self)
+    self.recipe.target_dtype = None if self.recipe.labels else _dtype(self, "GT")
+    if self.pairing == "unpaired": self.recipe.source_dtype = _dtype(self, "IM")
     self.store, self.val_store = _stores(self)
     self.per_image = self.patches_per_image or _enough_patches(self)
     held_back = len(self.val_items)
@@ -515,20 +516,22 @@ def _measure_dataset(self: Im2ImDataModule):
     for key, norm in (("IM", r.source_norm), ("GT", None if r.labels else r.target_norm)):
         items = [i for i in self.train_items if key in i]
         if norm is None or not items or isinstance(norm, LikeSource): continue
-        if key == "IM" and norm.over != "dataset": continue
+        either_way = self.pairing == "unpaired"
+        if key == "IM" and norm.over != "dataset" and not either_way: continue
         some = [items[round(i)] for i in np.linspace(0, len(items) - 1, min(len(items), _MEASURED))]
         images = (r.read(key, i[key], i.get("time")) for i in some)
         if norm.over == "dataset": stats = pool(norm, images)
         else: stats = _mean_stats([norm.stats(x) for x in images])
-        if key == "IM": r.source_stats = stats
-        else: r.target_stats = stats
+        if key == "GT": r.target_stats = stats
+        elif norm.over == "dataset": r.source_stats = stats
+        else: r.source_units = stats
 
 
-def _target_dtype(self: Im2ImDataModule) -> Optional[str]:
-    "Number format of the first target; None for labels, and where there are no targets."
-    item = next((i for i in self.train_items if "GT" in i), None)
-    if item is None or self.recipe.labels: return None
-    return image_info(item["GT"], axes=self.recipe.axes["GT"], scene=self.recipe.scene).dtype
+def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
+    "Number format of the first image of a kind, 'IM' or 'GT'; None where there is none."
+    item = next((i for i in self.train_items if key in i), None)
+    if item is None: return None
+    return image_info(item[key], axes=self.recipe.axes[key], scene=self.recipe.scene).dtype
 
 
 def _mean_stats(stats: list[dict]) -> dict:

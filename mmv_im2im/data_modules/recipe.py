@@ -55,6 +55,9 @@ class Recipe:
         target_stats: Optional[dict] = None,
         # Number format of the targets, in which predictions are given; None = float32
         target_dtype: Optional[str] = None,
+        # The same two for sources, where predictions go either way (unpaired data)
+        source_units: Optional[dict] = None,
+        source_dtype: Optional[str] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         self.spatial_dims, self.labels, self.label_kind = spatial_dims, labels, label_kind
@@ -66,6 +69,7 @@ class Recipe:
         self.axes = {"IM": source_axes, "GT": target_axes, "CM": None}
         self.source_stats, self.target_stats = source_stats, target_stats
         self.target_dtype = target_dtype
+        self.source_units, self.source_dtype = source_units, source_dtype
         self.expected: dict[str, int] = {}  # Channels of each key, once the first file was seen
         self._check_target_norm()
 
@@ -90,7 +94,7 @@ def to_dict(self: Recipe) -> dict:  # Plain types: a checkpoint loads with `weig
     plain = lambda numbers, kind: None if numbers is None else [kind(n) for n in numbers]
     same = (
         "spatial_dims labels label_kind scene level isotropic pad_multiple source_stats"
-        " target_stats target_dtype"
+        " target_stats target_dtype source_units source_dtype"
     )
     return {k: getattr(self, k) for k in same.split()} | {
         "planes": plain(self.planes, int),
@@ -245,6 +249,20 @@ def normalise(self: Recipe,
     if norm is None: return x.astype(np.float32)
     like = key == "GT" and isinstance(self.target_norm, LikeSource)
     return norm(x, stats if like or norm.over == "dataset" else None)
+
+# %% ../../nbs/data_modules/04_recipe.ipynb #a90701d3
+@patch
+def reversed(self: Recipe) -> "Recipe":
+    "The recipe of the way back, from target to source; labels become masks of 0 and 1."
+    given = self.to_dict()
+    back = {k: v for k, v in given.items() if k not in ("labels", "label_kind", "target_stats")}
+    for what in ("norm", "channels", "axes"):
+        back[f"source_{what}"], back[f"target_{what}"] = given[f"target_{what}"], given[f"source_{what}"]
+    if self.labels: back["source_norm"] = {"_target_": "Mask", "outline": False}
+    back["source_stats"], back["source_units"] = given["target_stats"], given["target_stats"]
+    back["target_stats"] = given["source_stats"] or given["source_units"]
+    back["source_dtype"], back["target_dtype"] = given["target_dtype"], given["source_dtype"]
+    return Recipe(**back)
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #94d4c484
 def _weights(x: np.ndarray, path: str | Path) -> np.ndarray:

@@ -13,8 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import ConfigError, DataError
-from .base import Im2ImModule, hide_ignored
-from ..metrics import check_metrics
+from .base import Im2ImModule, hide_ignored, metric_names
 from mmv_im2im.models.losses import (
     DiceCELoss,
     LossSum,
@@ -23,7 +22,7 @@ from mmv_im2im.models.losses import (
     deep_supervision,
     resize_to,
 )
-from ..tiling import pad_to_multiple, unpad
+from ..tiling import unpad
 
 # %% ../../nbs/models/03_fcn.ipynb #ea91717d
 class FCN(Im2ImModule):
@@ -54,7 +53,7 @@ class FCN(Im2ImModule):
         _check_task(task, num_classes, multilabel)
         self.net, self.task = net, task
         self.num_classes, self.multilabel = num_classes, multilabel
-        self.metrics = None if metrics is None else list(check_metrics(task, metrics))
+        self.metrics = metric_names(task, metrics)
         self.input_size = None if input_size is None else tuple(input_size)
         self.loss = loss or (nn.MSELoss() if task == "regression" else DiceCELoss())
 
@@ -64,28 +63,10 @@ def levels(self: FCN,
     source: torch.Tensor,  # Normalised image or tile `(B, C, [Z,] Y, X)`
 ) -> list[torch.Tensor]:  # Each `(B, K, [Z,] Y, X)`, finest first; one, unless it trains on several
     "Raw outputs of the network at the size of the source."
-    padded, crop = self._fit(source)
+    padded, crop = self.fit_size(source)
     outputs = as_levels(self.net(padded), source.ndim - 2)
     if padded is source: return outputs
     return [unpad(resize_to(y, padded.shape[2:]), crop) for y in outputs]
-
-
-@patch
-def _fit(self: FCN, source: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    "The source at a size that the network takes, and the part that is the source."
-    stride = self.stride(source.shape[1], source.ndim - 2)
-    strides = (stride,) * (source.ndim - 2) if isinstance(stride, int) else stride
-    if all(n % s == 0 for n, s in zip(source.shape[2:], strides)):
-        padded, crop = source, tuple(slice(0, n) for n in source.shape[2:])
-    else:
-        padded, crop = pad_to_multiple(source, stride)
-    if self.input_size is not None and tuple(padded.shape[2:]) != self.input_size:
-        raise ConfigError(
-            f"this network takes images of {list(self.input_size)} pixels, the training patch, but"
-            f" got {list(source.shape[2:])}; leave `predict.tile` out and do not set"
-            " `predict.blend: none`."
-        )
-    return padded, crop
 
 
 @patch
@@ -181,7 +162,7 @@ def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
     super(FCN, cls).check(spec, spatial_dims, target_kind, pairing)
     task, classes = spec.get("task", "regression"), spec.get("num_classes", 1)
     _check_task(task, classes, spec.get("multilabel", False))
-    if spec.get("metrics") is not None: check_metrics(task, spec["metrics"], "model.metrics")
+    metric_names(task, spec.get("metrics"), "model.metrics")
     if "net" not in spec:
         raise ConfigError(
             "`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`."
