@@ -18,6 +18,10 @@ from mmv_im2im.models.base import *
 from mmv_im2im.models.nets import *
 from mmv_im2im.models.losses import *
 from mmv_im2im.models.fcn import *
+from mmv_im2im.models.manual import *
+from mmv_im2im.models.adversarial import *
+from mmv_im2im.models.pix2pix import *
+from mmv_im2im.models.cyclegan import *
 from mmv_im2im.trainers import *
 from mmv_im2im.inference.predictor import *
 from mmv_im2im.cli import *

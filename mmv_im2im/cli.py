@@ -152,6 +152,7 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
         blend=p.blend,
         batch_size=p.batch_size,
         tta=p.tta,
+        direction=p.direction,
         postprocess=p.postprocess,
         dtype=p.dtype,
         device=p.device,
@@ -190,13 +191,14 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
         raise ConfigError("`data.path` is missing: name the folder with the pairs to evaluate on.")
     model, d = _predictor(cfg, config_name, trust), cfg.data
     rows, outcome = model.evaluate(
-        d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics
+        d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
+        pairing=d.pairing,
     )
     if rows:
-        rows = [*rows, mean_row(rows)]
+        rows = [*rows, mean_row(rows) | outcome.figures]
         path = _out_folder(cfg, model, "evaluation") / "metrics.csv"
         with write_atomic(path) as tmp, open(tmp, "w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
+            writer = csv.DictWriter(f, rows[-1])
             writer.writeheader()
             writer.writerows(rows)
         print(table(rows))
@@ -205,11 +207,13 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
 
 
 def table(
-    rows: Sequence[dict],  # The same keys in each; the first is a name, the others are numbers
+    # The last has all keys; the first key is a name, the others are numbers
+    rows: Sequence[dict],
 ) -> str:
-    "Rows as an aligned text table."
-    names = list(rows[0])
-    cells = [names] + [[str(r[names[0]]), *(f"{r[n]:.4f}" for n in names[1:])] for r in rows]
+    "Rows as an aligned text table; a number that a row does not have is left out."
+    names = list(rows[-1])
+    number = lambda x: "" if x is None else f"{x:.4f}"
+    cells = [names] + [[str(r[names[0]]), *(number(r.get(n)) for n in names[1:])] for r in rows]
     widths = [max(len(c[i]) for c in cells) for i in range(len(names))]
     lines = [[c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])] for c in cells]
     return "\n".join(map("  ".join, lines))

@@ -357,6 +357,11 @@ class TrainerConfig:
     # Checkpoint, or run folder, of another model whose weights this one begins with, where they fit
     init_from: Optional[str] = None
     channels_last: bool = False  # Keep the channels of a pixel together in memory; faster on GPUs
+    # Validate and save a running mean of the weights that forgets by this factor at each step, such
+    # as 0.999; null = the weights as they are
+    ema: Optional[float] = option(None, low=0, high=1)
+    # Validate and save the plain mean of all weights after this part of the run, such as 0.75
+    swa: Optional[float] = option(None, low=0, high=1)
     callbacks: List[Dict[str, Any]] = option([])  # Further Lightning callbacks, by name
 
     def __post_init__(self): _check_trainer(self)
@@ -377,6 +382,11 @@ def _check_trainer(trainer: TrainerConfig):
             f" half; got '{trainer.max_time}'."
         )
     _check_devices(trainer.devices)
+    if trainer.ema is not None and trainer.swa is not None:
+        raise ConfigError(
+            "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"
+            " null."
+        )
     limit = trainer.limit_train_batches
     if limit is not None and limit > 1 and limit % 1:
         raise ConfigError(
@@ -415,6 +425,8 @@ class PredictConfig:
     batch_size: int = option(1, low=1)  # Tiles predicted at once
     # Average over the image and its mirror images (test-time augmentation); four times as long
     tta: bool = False
+    # Frameworks that translate both ways: from source to target (A2B), or back (B2A)
+    direction: str = option("A2B", choices=("A2B", "B2A"))
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers
     # Steps after the network, by name, such as {_target_: FillHoles}; null = those of the
     # checkpoint, [] = none

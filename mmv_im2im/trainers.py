@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AtomicCheckpointIO', 'load_checkpoint', 'find_checkpoint', 'MetricsCSV', 'read_metrics', 'Pictures', 'ChannelsLast',
-           'Im2ImTrainer', 'open_run', 'Run', 'prepare', 'begin_from', 'train']
+           'Averaging', 'Im2ImTrainer', 'open_run', 'Run', 'prepare', 'begin_from', 'train']
 
 # %% ../nbs/07_trainers.ipynb #d8e81e37
 import csv
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -23,7 +24,13 @@ import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -253,7 +260,63 @@ class ChannelsLast(pl.Callback):
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # By the number of axes
 
-# %% ../nbs/07_trainers.ipynb #1a30747e
+# %% ../nbs/07_trainers.ipynb #6a8995eb
+class Averaging(WeightAveraging):
+    "Validate and save a mean of the weights; works for every framework."
+    def __init__(self,
+        decay: Optional[float] = None,  # Of a running mean, 0...1; None = the plain mean
+        begin: float = 0.0,  # Part of the run after which the mean begins, 0...1
+    ):
+        mean = None if decay is None else _forgetting(decay)
+        super().__init__(multi_avg_fn=mean)
+        self.begin, self.first = begin, 0
+
+    def on_train_start(self, trainer, pl_module):
+        "Find the step with which the mean begins."
+        if not self.begin: return
+        try:
+            self.first = int(self.begin * pl_module.planned_steps())
+        except ConfigError:
+            raise ConfigError(
+                f"`trainer.swa` {self.begin} needs a run whose number of steps is known; set"
+                " `trainer.max_epochs` or `trainer.max_steps`, or take `trainer.ema`."
+            ) from None
+
+    def should_update(self, step_idx=None, epoch_idx=None):
+        "After every step from the first."
+        return step_idx is not None and step_idx >= self.first
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        "Validate with the mean, once there is one."
+        self._follow(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        "Save the mean, once there is one."
+        self._follow(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer, pl_module):
+        "Leave the mean in the model."
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def _follow(self, pl_module):
+        "Before its first step the mean is the model as it is."
+        mean = self._average_model
+        if mean is not None and mean.n_averaged == 0:
+            mean.module.load_state_dict(pl_module.state_dict())
+
+
+def _forgetting(decay: float):
+    "A running mean that forgets faster in its first steps."
+    def move(mean, latest, n):
+        d = min(decay, (1 + float(n)) / (10 + float(n)))
+        if torch.is_floating_point(mean[0]): torch._foreach_lerp_(mean, latest, 1 - d)
+        else: torch._foreach_copy_(mean, latest)
+    return move
+
+# %% ../nbs/07_trainers.ipynb #8bfce90d
 class _Bar(pl.callbacks.TQDMProgressBar):
     "Lightning's bar, without the version of a logger."
     def get_metrics(self, trainer, pl_module):
@@ -265,7 +328,7 @@ def _no_advice(record: logging.LogRecord) -> bool:
     "False for what Lightning says of its maker's services, and of TPUs, at each start."
     return not record.getMessage().startswith(("💡 Tip", "TPU available"))
 
-
+# %% ../nbs/07_trainers.ipynb #1a30747e
 class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
     def __init__(self,
@@ -275,6 +338,8 @@ class Im2ImTrainer(pl.Trainer):
         pictures: int = 3,  # Validation pictures per epoch
         checkpoint_every_n_steps: Optional[int] = None,  # Save last.ckpt also within an epoch
         channels_last: bool = False,  # Keep the channels of a pixel side by side in memory
+        ema: Optional[float] = None,  # Running mean of the weights that forgets by this factor
+        swa: Optional[float] = None,  # Mean of the weights after this part of the run
         **kwargs,  # Arguments of `pl.Trainer`
     ):
         self.run_folder = Path(folder) if folder else None
@@ -292,7 +357,9 @@ class Im2ImTrainer(pl.Trainer):
             drawing = [Pictures(self.run_folder / "pictures", pictures)] if pictures else []
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *drawing]
             kwargs["plugins"] = [*(kwargs.get("plugins") or []), AtomicCheckpointIO()]
-        if channels_last: kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), ChannelsLast()]
+        more = [ChannelsLast()] if channels_last else []
+        if ema is not None or swa is not None: more.append(Averaging(ema, swa or 0.0))
+        if more: kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *more]
         kwargs.setdefault("logger", False)
         kwargs["enable_checkpointing"] = self.run_folder is not None
         given = kwargs.get("callbacks") or []
@@ -322,7 +389,7 @@ def _checkpoints(
         out.append(ModelCheckpoint(filename="last", **within, **common))
     return out
 
-
+# %% ../nbs/07_trainers.ipynb #9cad56a3
 @patch
 def fit(self: Im2ImTrainer,
     model: Im2ImModule,
@@ -333,6 +400,7 @@ def fit(self: Im2ImTrainer,
     weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
 ):
     "Train; `ConfigError` where `monitor` names a figure that is not logged."
+    if getattr(model, "manual", False): _hand_over(self, model)
     if self.run_folder:
         monitor = self.run_monitor or model.monitor
         mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
@@ -360,6 +428,36 @@ def _just_ended(checkpoint: dict) -> Optional[dict]:
     "The losses of an epoch whose end the checkpoint is; None within an epoch."
     kept = checkpoint.get("im2im", {})
     return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
+
+# %% ../nbs/07_trainers.ipynb #dd88aa75
+def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule):
+    "Give a module that steps by hand what Lightning refuses to do for it."
+    refused = next((c for c in trainer.callbacks if isinstance(c, _REFUSED)), None)
+    if refused: raise ConfigError(_refusal(type(refused), type(model), "`callbacks`"))
+    if trainer.gradient_clip_val is not None:
+        model.clip_val = trainer.gradient_clip_val
+        model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
+        trainer.gradient_clip_val = None
+    if trainer.accumulate_grad_batches > 1:
+        model.accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+
+
+_REFUSED = (StochasticWeightAveraging, GradientAccumulationScheduler, LearningRateFinder)
+_INSTEAD = {
+    "StochasticWeightAveraging": "it knows one optimizer only; set `trainer.swa` instead",
+    "GradientAccumulationScheduler": (
+        "Lightning does not accumulate for it; set `trainer.accumulate_grad_batches` instead"
+    ),
+    "LearningRateFinder": (
+        "the losses of two that play against each other do not show a good rate; begin with 2e-4"
+    ),
+}
+
+
+def _refusal(callback: type, framework: type, key: str) -> str:
+    "Why a callback cannot be used with a framework of several optimizers."
+    name = next(c.__name__ for c in _REFUSED if issubclass(callback, c))
+    return f"{key}: {name} cannot be used with {framework.__name__}: {_INSTEAD[name]}."
 
 # %% ../nbs/07_trainers.ipynb #c45aef25
 def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
@@ -509,8 +607,11 @@ def _try_parts(
 ) -> None:
     "Make and use once what would otherwise fail within a run; `ConfigError` names its key."
     for i, c in enumerate(cfg.trainer.callbacks):
-        build(c, "callback", f"trainer.callbacks[{i}]", trust)
-    optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        made = build(c, "callback", f"trainer.callbacks[{i}]", trust)
+        if getattr(model, "manual", False) and isinstance(made, _REFUSED):
+            raise ConfigError(_refusal(type(made), type(model), f"`trainer.callbacks[{i}]`"))
+    for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
+        optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))], key)
     scheduled = model.make_scheduler(optimizer)["scheduler"] if model.scheduler else None
     with _named("model.scheduler", model.scheduler):
         optimizer.step()
@@ -521,15 +622,28 @@ def _try_parts(
     with _named("model.loss", cfg.model.get("loss")):
         model.rehearse(default_collate(patches[:1]))
         model.rehearse(next(iter(data.val_dataloader())))
-    blank = torch.zeros(data.out_channels, *[16] * cfg.data.spatial_dims)
-    names = ["train/loss", "val/loss", *(f"val/{k}" for k in model.image_figures(blank, blank))]
-    monitor = cfg.trainer.monitor
-    if monitor and monitor not in names:
+    _check_monitor(cfg, model, next(iter(data.val_dataloader())))
+
+
+def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict):
+    "`ConfigError` where the figure that picks the best checkpoint would not be logged."
+    target = model.as_target(batch["GT"][0])
+    figures = model.image_figures(target, batch["GT"][0]) | dict.fromkeys(model.distances, 0.)
+    monitor = cfg.trainer.monitor or model.monitor
+    names = ["train/loss", "val/loss", *(f"val/{k}" for k in figures)]
+    if monitor not in names:
         raise ConfigError(
             f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
         )
+    if "ssim" in monitor and math.isnan(figures.get(monitor.removeprefix("val/"), 0.)):
+        raise ConfigError(
+            f"'{monitor}' picks the best checkpoint, but the validation images,"
+            f" {list(target.shape[1:])} pixels, are smaller than its window of 11; set"
+            " `trainer.monitor: val/pearson`, or hold back larger regions with"
+            " `data.val_fraction`."
+        )
 
-
+# %% ../nbs/07_trainers.ipynb #8bcc037f
 @contextmanager
 def _named(key: str, value: Any):
     "Give the error of a part the name and the value of its key."
@@ -557,7 +671,8 @@ def begin_from(
 
 # %% ../nbs/07_trainers.ipynb #e0ecce1e
 _OWN = (
-    "callbacks", "monitor", "pictures", "checkpoint_every_n_steps", "channels_last", "init_from"
+    "callbacks", "monitor", "pictures", "checkpoint_every_n_steps", "channels_last", "init_from",
+    "ema", "swa",
 )
 
 
@@ -567,6 +682,9 @@ def _make_trainer(
     "The trainer that the config describes."
     t = cfg.trainer
     kwargs = {k: v for k, v in _arguments(t).items() if k not in _OWN and v is not None}
+    manual = getattr(find_class(cfg.model["_target_"], "framework", trust=trust), "manual", False)
+    if manual and t.strategy == "ddp":  # while one player learns, the others get no gradients
+        kwargs["strategy"] = "ddp_find_unused_parameters_true"
     if kwargs.get("limit_train_batches", 0) > 1:
         kwargs["limit_train_batches"] = int(kwargs["limit_train_batches"])
     named = [
@@ -579,6 +697,8 @@ def _make_trainer(
             t.pictures,
             t.checkpoint_every_n_steps,
             t.channels_last,
+            t.ema,
+            t.swa,
             callbacks=[*named, *callbacks],
             **kwargs,
         )
@@ -588,7 +708,7 @@ def _make_trainer(
             f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}"
         ) from e
 
-
+# %% ../nbs/07_trainers.ipynb #e893de8d
 def train(
     cfg: Config,  # What to train on what; `preset` and `load_config` make one
     callbacks: Sequence[pl.Callback] = (),  # Further callbacks, for example a live panel

@@ -31,8 +31,9 @@ def folders(tmp_path_factory):
 
     def folder(name: str):
         dims, task = int(name[-2]), name[:-3]
-        kinds = {"semantic_seg": ("nuclei", "labels"), "synthesis": ("labels", "nuclei")}
-        source, target = kinds.get(task, ("brightfield", "nuclei"))
+        source, target = ("brightfield", "nuclei")
+        if "seg" in task: source, target = "nuclei", "labels"
+        elif "synthesis" in task: source, target = "labels", "nuclei"
         key = dims, source, target, task == "staining"
         if key not in made:
             made[key] = tmp_path_factory.mktemp("pairs")

@@ -392,7 +392,8 @@ def setup(self: Im2ImDataModule,
     self.store, self.val_store = _stores(self)
     self.per_image = self.patches_per_image or _enough_patches(self)
     held_back = len(self.val_items)
-    self.val_items = _limit_pixels(self, self.val_items, _pixel_budget(self))
+    budget, domains = _pixel_budget(self), [d for d in split_domains(self.val_items) if d]
+    self.val_items = [i for d in domains for i in _limit_pixels(self, d, budget)]
     if len(self.val_items) < held_back: how += f" ({len(self.val_items)} an epoch)"
     visited = _visited(self)
     self.summary = (

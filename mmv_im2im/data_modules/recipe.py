@@ -55,8 +55,9 @@ class Recipe:
         target_stats: Optional[dict] = None,
         # Number format of the targets, in which predictions are given; None = float32
         target_dtype: Optional[str] = None,
-        # The same two for sources, where predictions go either way (unpaired data)
+        # Offset and scale that turn a prediction of the way back into the units of the sources
         source_units: Optional[dict] = None,
+        # Number format of the sources, for the way back; None = float32
         source_dtype: Optional[str] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
@@ -257,7 +258,8 @@ def reversed(self: Recipe) -> "Recipe":
     given = self.to_dict()
     back = {k: v for k, v in given.items() if k not in ("labels", "label_kind", "target_stats")}
     for what in ("norm", "channels", "axes"):
-        back[f"source_{what}"], back[f"target_{what}"] = given[f"target_{what}"], given[f"source_{what}"]
+        back[f"source_{what}"] = given[f"target_{what}"]
+        back[f"target_{what}"] = given[f"source_{what}"]
     if self.labels: back["source_norm"] = {"_target_": "Mask", "outline": False}
     back["source_stats"], back["source_units"] = given["target_stats"], given["target_stats"]
     back["target_stats"] = given["source_stats"] or given["source_units"]

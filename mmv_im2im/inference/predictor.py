@@ -31,7 +31,9 @@ from mmv_im2im.data_modules.images import (
 from ..data_modules.layouts import find_samples
 from ..data_modules.recipe import Recipe, check_samples
 from ..data_modules.transforms import resample
-from ..metrics import check_metrics
+from ..distances import DISTANCES, set_metrics
+from ..metrics import METRICS, check_metrics
+from ..models.base import metric_names, split_metrics
 from ..postprocess import Postprocess, as_postprocess, postprocess, to_dtype
 from ..trainers import find_checkpoint, load_checkpoint
 
@@ -59,9 +61,9 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
         )
     else:
         cls = find_class(kept["framework"], "framework", "framework", trust)
-        module = cls(net, **kept["settings"])
+        module = cls(*(net if isinstance(net, (list, tuple)) else [net]), **kept["settings"])
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(_for_inference(checkpoint["state_dict"], module))
     except RuntimeError as e:
         said = str(e).splitlines()  # a headline, then one line for each weight
         raise ConfigError(
@@ -70,6 +72,12 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
         ) from None
     module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
     return module.eval(), recipe
+
+
+def _for_inference(state: dict, module: nn.Module) -> dict:
+    "Weights without those of discriminators, which a module made for prediction does not have."
+    own = module.state_dict()
+    return {k: v for k, v in state.items() if k in own or not k.startswith("discriminator")}
 
 # %% ../../nbs/inference/00_predictor.ipynb #3fc72ea5
 def guess_axes(
@@ -108,7 +116,8 @@ class Predictor:
     "A trained model, ready for images: `Predictor(checkpoint)(image)`."
     def __init__(self,
         checkpoint: str | Path,  # A .ckpt file, or a run folder, whose best checkpoint is taken
-        net: Optional[nn.Module] = None,  # The network, for a checkpoint of a model made by hand
+        # The network, or both of a framework of two ways, for a checkpoint of a model made by hand
+        net: nn.Module | Sequence[nn.Module] | None = None,
         # Tile in pixels, `(Y, X)` or `(Z, Y, X)`; None = chosen from the training patch
         tile: Optional[Sequence[int]] = None,
         overlap: float = 0.25,  # Overlap of tiles as a fraction, for Gaussian blending
@@ -116,6 +125,8 @@ class Predictor:
         blend: str = "gaussian",
         batch_size: int = 1,  # Tiles at once
         tta: bool = False,  # Mean over the image and its mirror images; four times as long
+        # Of frameworks that translate both ways: 'A2B', from source to target, or 'B2A'
+        direction: str = "A2B",
         # Steps after the network, or their descriptions; None = those of the checkpoint
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
         # Number format of intensities, such as 'uint8' or 'float32'; None = that of the targets
@@ -126,7 +137,9 @@ class Predictor:
         self.path = find_checkpoint(checkpoint)
         checkpoint = load_checkpoint(self.path)
         self.module, self.recipe = _restore(checkpoint, self.path, net, trust)
-        self.known_channels = (checkpoint.get("Im2ImDataModule") or {}).get("in_channels")
+        kept = checkpoint.get("Im2ImDataModule") or {}
+        self.known_channels, self.direction = kept.get("in_channels"), direction
+        if direction != "A2B": self._turn(kept)
         if tile is not None and len(tile) != self.dims:
             raise ConfigError(
                 f"`predict.tile` {list(tile)} has {len(tile)} sizes but the model is {self.dims}D;"
@@ -134,16 +147,30 @@ class Predictor:
             )
         self.tile, self.overlap, self.blend, self.batch_size = tile, overlap, blend, batch_size
         self.tta, self.dtype = tta, dtype or (self.recipe.target_dtype if self.recipe else None)
-        if postprocess is None:
+        if postprocess is None and direction == "A2B":
             postprocess = (self.module.config or {}).get("predict", {}).get("postprocess")
         self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
         self.device = _device(device)
         self.module.to(self.device)
 
-    @property
-    def dims(self) -> int:
-        "Spatial dimensions of the model."
-        return self.recipe.spatial_dims if self.recipe else len(self.module.patch or (0, 0))
+# %% ../../nbs/inference/00_predictor.ipynb #eee3ff57
+@patch(as_prop=True)
+def dims(self: Predictor) -> int:
+    "Spatial dimensions of the model."
+    return self.recipe.spatial_dims if self.recipe else len(self.module.patch or (0, 0))
+
+
+@patch
+def _turn(self: Predictor, data: dict):
+    "Predict sources from targets."
+    if not hasattr(self.module, "towards"):
+        raise ConfigError(
+            f"`predict.direction` is '{self.direction}', but {type(self.module).__name__} goes one"
+            " way only; leave it out, or train CycleGAN, which goes both."
+        )
+    self.module.towards(self.direction)
+    if self.recipe: self.recipe = self.recipe.reversed()
+    self.known_channels = data.get("out_channels")
 
 # %% ../../nbs/inference/00_predictor.ipynb #e39b5b18
 @patch
@@ -328,6 +355,8 @@ class Outcome:
     "What became of a folder of images."
     done: list[Path] = field(default_factory=list)  # Files written, or rows computed
     failed: dict[str, str] = field(default_factory=dict)  # File -> what is wrong with it
+    # Distances between all predictions and all targets as sets, by name
+    figures: dict[str, float] = field(default_factory=dict)
 
     def report(self) -> str:
         "The failures in words; empty if there are none."
@@ -392,14 +421,15 @@ def predict_folder(self: Predictor,
 # %% ../../nbs/inference/00_predictor.ipynb #958c9298
 @patch
 def evaluate(self: Predictor,
-    path: str | Path,  # Folder of pairs, in any layout
+    path: str | Path,  # Folder of pairs, or of two collections, in any layout
     layout: str = "auto",  # 'suffix', 'folders' or 'auto'
     source: str = "IM",  # Sub-folder or suffix of the source
     target: str = "GT",  # Sub-folder or suffix of the target
     costmap: str = "CM",  # Sub-folder or suffix of the cost map
     progress: bool = True,  # Show a bar
-    # Metrics to compute, such as ('dice', 'hausdorff95'); None = those of the model
+    # Metrics to compute, such as ('dice', 'swd'); None = those of the model
     names: Optional[Sequence[str]] = None,
+    pairing: str = "paired",  # 'paired', or 'unpaired' for distances between sets alone
 ) -> tuple[list[dict], Outcome]:  # A dict an image with `image` and the metrics, and what failed
     "Metrics of every pair in a folder, in normalised units; a bad file is reported and skipped."
     if self.recipe is None:
@@ -407,26 +437,68 @@ def evaluate(self: Predictor,
             f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"
             " evaluate."
         )
-    if names is not None:
-        self.module.metrics = check_metrics(self.module.task, names, "predict.metrics")
-    rows, result = [], Outcome()
-    samples = find_samples(path, layout, source, target, costmap)
+    self._measure(names, pairing)
+    rows, result, sets = [], Outcome(), ([], [], [])
+    samples = find_samples(path, layout, source, target, costmap, pairing=pairing)
+    if self.direction == "B2A": samples = [_swapped(s) for s in samples]
     for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):
+        file = s.get("IM", s.get("GT"))
         try:
             check_samples([s], self.recipe, progress=False)
             x = self.recipe.load(s)
-            target_image = x["GT"].long() if self.recipe.labels else x["GT"]
-            pred = self._finish(self._raw(x["IM"].numpy()), False)
-            if self.module.task == "segmentation": pred = postprocess(self.postprocess, pred)
-            pred = torch.from_numpy(pred.astype(np.float32))
-            figures = self.module.image_figures(pred, target_image, x.get("CM"))
-            rows.append({"image": x["name"]} | figures)
-            result.done.append(Path(s["IM"]))
+            pred, target_image = self._compared(x)
+            for kept, image in zip(sets, (pred, target_image, x.get("IM"))):
+                if self.module.distances and image is not None: kept.append(image)
+            if pred is None: continue
+            row = {"image": x["name"]}
+            if pairing == "paired":
+                row |= self.module.image_figures(pred, target_image, x.get("CM"))
+            rows.append(row)
+            result.done.append(Path(file))
         except (Im2ImError, OSError, MemoryError) as e:
-            result.failed[str(s["IM"])] = str(e)
+            result.failed[str(file)] = str(e)
+    if self.module.distances and sets[0] and sets[1]:
+        aside = {"spatial_dims": self.dims, "names": self.module.distances}
+        result.figures = set_metrics(*sets, **aside)
     return rows, result
 
 
+# %% ../../nbs/inference/00_predictor.ipynb #4ad8d223
+@patch
+def _measure(self: Predictor, names: Optional[Sequence[str]], pairing: str):
+    "Choose the metrics; where there are pairs, a model of two collections is compared by them, too."
+    task, module = self.module.task, self.module
+    if names is not None: module.metrics = metric_names(task, names, "predict.metrics")
+    elif pairing == "paired" and not split_metrics(task, module.metrics)[0]:
+        module.metrics = [*check_metrics(task), *module.distances]
+    elif self.direction == "B2A":  # of masks, perhaps
+        module.metrics = list(DISTANCES)
+    if pairing == "unpaired" and not module.distances:
+        raise ConfigError(
+            f"`data.pairing` is unpaired, but {', '.join(module.metrics or METRICS[task])} compare"
+            f" an image with its own target; set `predict.metrics` to some of {list(DISTANCES)}."
+        )
+
+
+@patch
+def _compared(
+    self: Predictor, x: dict
+) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+    "Prediction and target of a prepared sample, each None where it has none."
+    target = x.get("GT")
+    if target is not None and self.recipe.labels: target = target.long()
+    if "IM" not in x: return None, self.module.as_target(target)
+    pred = self._finish(self._raw(x["IM"].numpy()), False)
+    if self.module.task == "segmentation": pred = postprocess(self.postprocess, pred)
+    return torch.from_numpy(pred.astype(np.float32)), target
+
+
+def _swapped(sample: dict) -> dict:
+    "A sample whose target is the source, and the reverse."
+    names = {"IM": "GT", "GT": "IM"}
+    return {names.get(k, k): v for k, v in sample.items()}
+
+# %% ../../nbs/inference/00_predictor.ipynb #3a2ff797
 def mean_row(
     rows: Sequence[dict],  # From `evaluate`
 ) -> dict:  # The same keys; `image` is 'mean'

@@ -471,7 +471,7 @@ def make_scheduler(self: Im2ImModule,
         if "total_steps" in inspect.signature(cls).parameters and "total_steps" not in spec:
             by_epoch = self.scheduler_interval == "epoch" and self._trainer is not None
             given["total_steps"] = self.trainer.max_epochs if by_epoch else 0
-            if given["total_steps"] < 1: given["total_steps"] = self._planned_steps()
+            if given["total_steps"] < 1: given["total_steps"] = self.planned_steps()
         made = build(spec, "scheduler", "model.scheduler", **given)
     else:
         made = spec(optimizer)
@@ -479,7 +479,7 @@ def make_scheduler(self: Im2ImModule,
 
 
 @patch
-def _planned_steps(self: Im2ImModule) -> int:
+def planned_steps(self: Im2ImModule) -> int:
     "Optimisation steps of the whole run; 100 without a trainer."
     if self._trainer is None: return 100
     steps = self.trainer.estimated_stepping_batches

@@ -6,6 +6,7 @@
 __all__ = ['CycleGAN']
 
 # %% ../../nbs/models/07_cyclegan.ipynb #d59fccdc
+import copy
 from typing import Callable, ClassVar, Optional, Sequence
 
 import torch
@@ -27,7 +28,8 @@ class CycleGAN(AdversarialModule):
 
     def __init__(self,
         net: nn.Module,  # Generator from domain A (source) to domain B (target)
-        net_back: nn.Module,  # Generator from domain B to domain A
+        # Generator from domain B to domain A; None = a network like `net`, for equal channels
+        net_back: Optional[nn.Module] = None,
         discriminator: Optional[nn.Module] = None,  # Of domain B; None = for prediction only
         discriminator_back: Optional[nn.Module] = None,  # Of domain A
         task: str = "regression",  # 'regression', or 'segmentation' where domain B is masks
@@ -60,7 +62,7 @@ class CycleGAN(AdversarialModule):
             adversarial, discriminator_steps, discriminator_optimizer,
             scheduler_interval=scheduler_interval, **own,
         )
-        self.net, self.net_back = net, net_back
+        self.net, self.net_back = net, net_back or copy.deepcopy(net)
         self.discriminator, self.discriminator_back = discriminator, discriminator_back
         self.domain_task, self.soft = task, soft
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight

@@ -166,9 +166,9 @@ def configure_optimizers(self: ManualModule):
 
 
 @patch
-def _planned_steps(self: ManualModule) -> int:
+def planned_steps(self: ManualModule) -> int:
     "Steps of the whole run; 100 without a trainer."
-    steps = super(ManualModule, self)._planned_steps()
+    steps = super(ManualModule, self).planned_steps()
     if self._trainer is None or self.accumulate == 1: return steps
     batches = self.trainer.num_training_batches
     planned = self.trainer.max_epochs * math.ceil(batches / self.accumulate)
