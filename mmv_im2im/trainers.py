@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -487,6 +487,7 @@ def open_run(
     config: dict,  # The resolved config in plain types
 ):
     "Yield the folder, locked, and the checkpoint to resume from or None; `ConfigError` if taken."
+    # the first process has the lock; the others of a distributed run follow it into its folder
     folder, n = Path(out), 1
     while True:
         taken = folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir())
@@ -495,7 +496,7 @@ def open_run(
                 f"`out` '{folder}' holds files but no run; name an empty or a new folder with"
                 " `--out`."
             )
-        with _locked(folder):
+        with _locked(folder) if rank_zero_only.rank == 0 else nullcontext():
             if not _finished(folder):
                 last = folder / "checkpoints" / "last.ckpt"
                 if taken: _check_same(folder, config, last.is_file())
@@ -721,7 +722,7 @@ def train(
         model.config = to_dict(cfg)
         trainer = _make_trainer(cfg, folder, callbacks, trust)
         begun_from = begin_from(cfg, model) if resume is None else ""
-        save_config(cfg, folder / RUN_CONFIG)
+        if rank_zero_only.rank == 0: save_config(cfg, folder / RUN_CONFIG)
         with _logged(folder) as log:
             versions = (__version__, torch.__version__, pl.__version__)
             log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
@@ -757,7 +758,8 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float) -> Run:
 @contextmanager
 def _logged(folder: Path):
     "Write what this library and Lightning say into run.log."
-    handler = logging.FileHandler(folder / "run.log")
+    first = rank_zero_only.rank == 0
+    handler = logging.FileHandler(folder / "run.log") if first else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     names = ("mmv_im2im", "pytorch_lightning")
     log = logging.getLogger(names[0])
@@ -771,6 +773,7 @@ def _logged(folder: Path):
             ".*isinstance.treespec.*",
             ".*exists and is not empty.*",
             ".*could not find the monitored key.*",
+            ".*ModelCheckpoint with manual optimization.*",
         ):
             warnings.filterwarnings("ignore", text)
         try:

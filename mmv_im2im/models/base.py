@@ -117,6 +117,8 @@ class Im2ImModule(pl.LightningModule):
         self._ended: dict = {}
         # Predictions, targets and sources of a validation, where they are compared as sets
         self._kept: tuple[list, list, list] = ([], [], [])
+        # Whether a metric could be measured on any image of the validation
+        self._found: dict[str, bool] = {}
 
 
 # %% ../../nbs/models/00_base.ipynb #20c548d4
@@ -244,6 +246,7 @@ def validation_step(self: Im2ImModule,
         for k in per_image[0]:
             values = [f[k] for f in per_image if not math.isnan(f[k])]
             if values: figures[k] = sum(values) / len(values)
+            self._found[k] = self._found.get(k, False) or bool(values)
     for k, v in figures.items(): self._log_epoch(f"val/{k}", v, n, f"val/{k}" == self.monitor)
     return {"pred": pred}
 
@@ -257,7 +260,10 @@ def _keep(self: Im2ImModule, pred: torch.Tensor, batch: dict):
 
 @patch
 def on_validation_epoch_end(self: Im2ImModule):
-    "Log how far the predictions are from the targets as sets."
+    "Log how far the predictions are from the targets as sets, and nan for what no image had."
+    for k, found in self._found.items():
+        if not found: self._log_epoch(f"val/{k}", math.nan, 1, False)
+    self._found = {}
     kept, self._kept = self._kept, ([], [], [])
     if not self.distances: return
     figures = set_metrics(*kept, spatial_dims=kept[0][0].ndim - 1, names=self.distances)

@@ -125,6 +125,8 @@ def training_step(self: ManualModule, batch, batch_idx):
     "One batch: every player's turn, then the schedulers."
     self.seed_step(batch_idx)
     self._closing = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+    # Lightning adds one for every batch; loggers number steps by it
+    if not self._closing: self.trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
     for optimizer in list(self._optimizers().values())[1:]:
         optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure  # not counted
     self._norms = {}
