@@ -54,7 +54,7 @@ from mmv_im2im.core import (
 from .data_modules.data_module import Im2ImDataModule
 from .metrics import metric_mode
 from .models.base import Im2ImModule
-from .vis import plot_curves, save_figure, show_result
+from .vis import plot_curves, save_figure, show_images, show_result
 
 # %% ../nbs/07_trainers.ipynb #48e3898e
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -231,9 +231,11 @@ class Pictures(pl.Callback):
             for x in (batch["IM"], outputs["pred"], pl_module.as_target(batch["GT"]))
         ]
         name = Path(batch["name"][0]).stem if "name" in batch else str(batch_idx)
-        fig = show_result(
-            *arrays, task=pl_module.task, title=f"{name}, epoch {trainer.current_epoch}"
-        )
+        title = f"{name}, epoch {trainer.current_epoch}"
+        if "target_name" in batch:  # the target shows something else
+            titles = [title, "prediction", "a target"]
+            fig = show_images(arrays, titles, labels=[False, *[pl_module.task != "regression"] * 2])
+        else: fig = show_result(*arrays, task=pl_module.task, title=title)
         save_figure(fig, self.folder / f"epoch_{trainer.current_epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
 
@@ -598,7 +600,7 @@ def prepare(
             cfg.data.patch,
         )
     cfg = replace(cfg, model=spec)
-    model.config = to_dict(cfg)
+    model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
     _try_parts(cfg, model, data, trust)
     return cfg, model, data
 
@@ -622,16 +624,17 @@ def _try_parts(
         patches = [data.first_patch(seed) for seed in range(16)]
     with _named("model.loss", cfg.model.get("loss")):
         model.rehearse(default_collate(patches[:1]))
-        model.rehearse(next(iter(data.val_dataloader())))
-    _check_monitor(cfg, model, next(iter(data.val_dataloader())))
+        image = next(iter(data.val_dataloader()))
+        losses = model.rehearse(image)
+    _check_monitor(cfg, model, image, losses)
 
 
-def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict):
+def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
     "`ConfigError` where the figure that picks the best checkpoint would not be logged."
     target = model.as_target(batch["GT"][0])
     figures = model.image_figures(target, batch["GT"][0]) | dict.fromkeys(model.distances, 0.)
     monitor = cfg.trainer.monitor or model.monitor
-    names = ["train/loss", "val/loss", *(f"val/{k}" for k in figures)]
+    names = ["train/loss", *(f"val/{k}" for k in [*losses, *figures])]
     if monitor not in names:
         raise ConfigError(
             f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"

@@ -271,12 +271,20 @@ def _curves(rows: Sequence[Mapping], names: Sequence[str]) -> tuple[str, dict[st
     return x, curves
 
 # %% ../nbs/04_vis.ipynb #085b47d3
+def _panel_of(name: str) -> str:
+    "The title of the panel that a figure is drawn in: channels, classes and directions share one."
+    metric = re.sub(r'_c\d+$|^back_', '', name.rpartition('/')[2])
+    for end, title in (('_loss', 'parts of the loss'), ('_gradient', 'norm of gradients')):
+        if metric.endswith(end): return title
+    return 'loss' if metric.startswith('loss') else metric
+
+
 def plot_curves(
     rows: Sequence[Mapping] | str | Path,  # Logged rows, or the path of a metrics.csv
     path: str | Path | None = None,  # Save the picture here, too
     size: float = 3.2,  # Width of a panel in inches
 ) -> Figure:  # Shown by a notebook
-    "Learning curves: one panel for all losses, one for every other metric and its channels."
+    "Learning curves: a panel for the losses, one for each metric and all that is of its kind."
     if isinstance(rows, (str, Path)):
         if not Path(rows).is_file():
             raise DataError(f"learning curves need a metrics.csv, got {rows}, which is no file")
@@ -287,9 +295,7 @@ def plot_curves(
         raise DataError("learning curves need at least one logged value, got none; train an epoch "
                         "first")
     panels = {}
-    for name in curves:
-        metric = re.sub(r'_c\d+$', '', name.rpartition('/')[2]) # channels and classes share a panel
-        panels.setdefault('loss' if 'loss' in metric else metric, []).append(name)
+    for name in curves: panels.setdefault(_panel_of(name), []).append(name)
     panels = dict(sorted(panels.items(), key=lambda p: p[0] != 'loss')) # the losses come first
     ncols = min(3, len(panels))
     nrows = math.ceil(len(panels) / ncols)

@@ -140,6 +140,13 @@ def test_what_a_game_cannot_have_is_refused_before_it_begins(tmp_path, pairs, na
 
 
 @BOTH
+def test_a_patch_too_small_for_the_discriminator_is_refused_before_it_begins(tmp_path, pairs, name):
+    with pytest.raises(ConfigError, match="at least 64 pixels along each axis, got .32, 32."):
+        trained(name, tmp_path / "run", pairs, model={"discriminator": JUDGE | {"layers": 6}})
+    assert not (tmp_path / "run").exists()
+
+
+@BOTH
 def test_early_stopping_by_a_validation_metric(tmp_path, pairs, name):
     stop = {"_target_": "EarlyStopping", "monitor": "val/spectrum", "patience": 1, "min_delta": 100.0}
     made = trained(name, tmp_path / "run", pairs, trainer={"max_epochs": 9, "callbacks": [stop]})
@@ -166,15 +173,13 @@ def test_a_won_game_and_a_collapse_are_said(tmp_path, pairs):
     made = trained("Pix2Pix", tmp_path / "won", pairs, model=still, trainer={"max_epochs": 12})
     said = (made.folder / "run.log").read_text()
     assert made.metrics[-1]["train/accuracy"] > 0.99 and "a discriminator has won" in said and "discriminator_optimizer" in said
-    flat = {"net": {"_target_": "torch.nn.AvgPool2d", "kernel_size": 1}}
     assert "has won" not in (trained("Pix2Pix", tmp_path / "even", pairs).folder / "run.log").read_text()
     dead = tmp_path / "dead"
-    for f in ("IM", "GT"):
-        for i in range(6): write_image(dead / f / f"{i}.tif", np.random.default_rng(i).normal(9, 2, (48, 48)).astype(np.float32) if f == "GT"
-                                       else np.full((48, 48), 7, np.float32), "YX")
+    for i in range(6):
+        write_image(dead / "IM" / f"{i}.tif", np.full((48, 48), 7, np.float32), "YX")
+        write_image(dead / "GT" / f"{i}.tif", np.random.default_rng(i).normal(9, 2, (48, 48)).astype(np.float32), "YX")
     made = trained("Pix2Pix", tmp_path / "collapsed", dead, model=still | {"discriminator_optimizer": None}, trainer={"max_epochs": 4})
     assert "the generator has collapsed" in (made.folder / "run.log").read_text()
-    assert flat is not None
 
 
 # Channels, dimensions, number formats
@@ -211,7 +216,7 @@ def test_intensities_come_back_in_the_targets_units(tmp_path, name):
     for i in range(6):
         write_image(tmp_path / "in" / "IM" / f"{i}.tif", rng.normal(500, 50, (48, 48)).astype(np.uint16), "YX")
         write_image(tmp_path / "in" / "GT" / f"{i}.tif", rng.normal(30000, 3000, (48, 48)).astype(np.uint16), "YX")
-    nothing = {"net": {"_target_": "torch.nn.AvgPool2d", "kernel_size": 1}} if False else {"net": {"_target_": "torch.nn.Conv2d", "kernel_size": 1}}
+    nothing = {"net": {"_target_": "torch.nn.Conv2d", "kernel_size": 1}}
     norms = {f"{k}_norm": {"_target_": "Standard"} for k in ("source", "target")}
     made = trained(name, tmp_path / "run", tmp_path / "in", data=norms, model=nothing | {"optimizer": {"_target_": "SGD", "lr": 0.0}},
                    trainer={"max_steps": 1})
@@ -268,6 +273,39 @@ def test_evaluate_with_and_without_pairs(tmp_path, pairs, segmenter, capsys):
     seg, folder = segmenter
     rows, outcome = Predictor(seg.last, device="cpu").evaluate(folder, progress=False)
     assert 0 <= mean_row(rows)["dice"] <= 1 and "swd_plain" in outcome.figures
+
+
+def test_pictures_of_collections_without_pairs(tmp_path):
+    "Images of other sizes and channels side by side, for masks and for colours."
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        write_image(tmp_path / "in" / "IM" / f"{i}.tif", rng.integers(0, 255, (40, 48), np.uint8), "YX")
+        write_image(tmp_path / "in" / "GT" / f"other{i}.tif", rng.integers(0, 255, (3, 52, 36), np.uint8), "CYX")
+        write_image(tmp_path / "in" / "masks" / f"{i}.tif", rng.integers(0, 3, (36, 60), np.uint8), "YX")
+    kinds = {"colour": ({}, {}), "masks": ({"target": "masks", "target_kind": "label", "target_norm": None}, {"task": "segmentation"})}
+    for name, (data, model) in kinds.items():
+        made = trained("CycleGAN", tmp_path / name, tmp_path / "in", data=data, model=model, trainer={"max_steps": 5, "max_epochs": 1, "pictures": 1})
+        assert [p.suffix for p in (made.folder / "pictures").iterdir()] == [".png"]
+
+
+def test_a_model_made_by_hand_is_given_both_networks(tmp_path, pairs):
+    from monai.networks.nets import UNet
+
+    from mmv_im2im.data_modules.data_module import Im2ImDataModule
+    from mmv_im2im.models.adversarial import PatchGAN
+    from mmv_im2im.models.cyclegan import CycleGAN
+    from mmv_im2im.trainers import Im2ImTrainer
+    net = lambda: UNet(2, 1, 1, channels=(4, 8), strides=(2,))
+    judge = lambda: PatchGAN(2, 1, channels=4, layers=2)
+    data = Im2ImDataModule(pairs, patch=(32, 32), batch_size=2, patches_per_image=2, pairing="unpaired")
+    trainer = Im2ImTrainer(tmp_path / "hand", max_epochs=1, accelerator="cpu", enable_progress_bar=False, pictures=0, gradient_clip_val=1.0)
+    model = CycleGAN(net(), net(), judge(), judge())
+    trainer.fit(model, datamodule=data)
+    assert model.clip_val == 1.0
+    image = read_image(next((pairs / "IM").iterdir())).squeeze()
+    out = Predictor(tmp_path / "hand", net=(net(), net()), device="cpu")(image)
+    with torch.no_grad(): expected = model.eval().predict_raw(torch.from_numpy(data.recipe.normalise("IM", image[None]))[None])[0, 0]
+    assert np.allclose(out, expected.numpy() if out.dtype == np.float32 else np.round(expected.numpy().clip(0)), atol=1)
 
 
 # Two processes

@@ -159,8 +159,9 @@ def compare(self: Im2ImModule,
 @patch
 def rehearse(self: Im2ImModule,
     batch: dict,  # A training patch, or a validation image: `IM`, `GT`, perhaps `CM`
-):
-    "Fail before a run where its first step or validation would; the network is not called."
+) -> dict[str, torch.Tensor]:  # Validation losses by name
+    "Fail before a run where its first step or validation would; the generator is not called."
+    return {}
 
 
 @patch(as_prop=True)

@@ -239,10 +239,11 @@ def rehearse(self: CycleGAN, batch):
             f"`model.identity_weight` {self.identity_weight} needs domains of equal channels, but"
             f" sources have {a.shape[1]} and targets {b.shape[1]}; set it to 0 or leave it out."
         )
-    if tuple(a.shape[2:]) != tuple(self.patch or ()): return
-    with torch.no_grad():
-        self.judge(self.discriminator_back, a)
-        self.judge(self.discriminator, b)
+    if tuple(a.shape[2:]) == tuple(self.patch or ()):
+        with torch.no_grad():
+            self.judge(self.discriminator_back, a)
+            self.judge(self.discriminator, b)
+    return {}
 
 # %% ../../nbs/models/07_cyclegan.ipynb #dea022cb
 @patch

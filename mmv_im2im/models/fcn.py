@@ -111,7 +111,7 @@ def rehearse(self: FCN, batch):
     each = self.task == "regression" or self.multilabel
     channels = batch["GT"].shape[1] if each else self.num_classes
     blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
-    self.compare(blank, batch)
+    return self.compare(blank, batch)
 
 # %% ../../nbs/models/03_fcn.ipynb #21f2cf00
 @patch

@@ -86,7 +86,7 @@ def players(self: Pix2Pix):
 @patch
 def compare(self: Pix2Pix, raw, batch):
     "The reconstruction loss, weighted by the cost map; of a sum of losses also its parts."
-    weight = batch.get("CM")
+    name, weight = "reconstruction_loss", batch.get("CM")
     target = hide_ignored(batch["GT"].float(), weight)
     if raw.shape != target.shape:
         raise ConfigError(
@@ -94,18 +94,18 @@ def compare(self: Pix2Pix, raw, batch):
             " give it as many output channels as the target has."
         )
     if not isinstance(self.loss, LossSum):
-        return {"loss": apply_loss(self.loss, raw, target, weight)}
+        return {name: apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
-    return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
+    return {name: self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
 
 
 @patch
 def rehearse(self: Pix2Pix, batch):
     "Ask the losses and the discriminator for an opinion on a blank prediction."
     blank = torch.zeros_like(batch["GT"], dtype=torch.float32)
-    self.compare(blank, batch)
-    if len(batch["IM"]) and tuple(batch["IM"].shape[2:]) == tuple(self.patch or ()):
+    if tuple(batch["IM"].shape[2:]) == tuple(self.patch or ()):
         with torch.no_grad(): self._features(batch["IM"], blank)
+    return self.compare(blank, batch)
 
 # %% ../../nbs/models/06_pix2pix.ipynb #0ca68485
 @patch
@@ -143,8 +143,7 @@ def _generator_losses(
     target: torch.Tensor, batch: dict, playing: bool,
 ) -> dict[str, torch.Tensor]:
     "What the generator minimises, and its parts; the reconstruction alone before the game begins."
-    found = self.compare(fake, batch)
-    parts = {"reconstruction_loss": found.pop("loss")} | found
+    parts = self.compare(fake, batch)
     total = self.loss_weight * parts["reconstruction_loss"]
     if playing:
         features = self._features(source, seen)
