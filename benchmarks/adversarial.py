@@ -61,7 +61,7 @@ def draw(name: str, images: dict[str, np.ndarray], pictures: Optional[str]) -> N
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(1, len(images), figsize=(4 * len(images), 4), squeeze=False)
     for ax, (title, x) in zip(axs[0], images.items()):
-        x = np.moveaxis(x, 0, -1) if x.ndim == 3 else x
+        x = (np.moveaxis(x, 0, -1) if x.ndim == 3 else x).astype(float)
         low, high = np.percentile(x, (0.5, 99.8))
         ax.imshow(np.clip((x - low) / max(high - low, 1e-8), 0, 1), cmap="gray")
         ax.set_title(title)

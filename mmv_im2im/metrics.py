@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'METRIC_MODES', 'pearson', 'psnr', 'nrmse', 'affine_fit', 
 # %% ../nbs/02_metrics.ipynb #df6d70e1
 import math
 import re
+import warnings
 from typing import Any, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -371,8 +372,10 @@ def _surface_distance(p: torch.Tensor, t: torch.Tensor, spacing: list[float]) ->
         return math.hypot(*((n - 1) * s for n, s in zip(p.shape, spacing)))
     from monai.metrics import compute_hausdorff_distance # takes a while, and few ask for it
     both = (x[None, None].cpu() for x in (p, t))
-    return float(compute_hausdorff_distance(*both, include_background=True, percentile=95,
-                                            spacing=spacing))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # MONAI's own, of how it slices a tensor
+        return float(compute_hausdorff_distance(*both, include_background=True, percentile=95,
+                                                spacing=spacing))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -406,7 +409,8 @@ METRICS = {'regression': ('pearson', 'ssim', 'psnr', 'nrmse', 'psnr_affine'),
            'segmentation': ('dice', 'iou', 'hausdorff95')}
 
 METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'nrmse': 'min',
-                'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min', 'structure': 'max'}
+                'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min',
+                'structure': 'max'} # of distances
 
 _BY_OPTION = ('hausdorff95',) # measured only when named
 
