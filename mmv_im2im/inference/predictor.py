@@ -466,7 +466,7 @@ def evaluate(self: Predictor,
 # %% ../../nbs/inference/00_predictor.ipynb #4ad8d223
 @patch
 def _measure(self: Predictor, names: Optional[Sequence[str]], pairing: str):
-    "Choose the metrics; where there are pairs, a model of two collections is compared by them, too."
+    "Choose the metrics; a model of two collections is compared by pairs, too, if there are any."
     task, module = self.module.task, self.module
     if names is not None: module.metrics = metric_names(task, names, "predict.metrics")
     elif pairing == "paired" and not split_metrics(task, module.metrics)[0]:

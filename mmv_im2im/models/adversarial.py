@@ -74,7 +74,9 @@ def _local_mean(x: torch.Tensor) -> torch.Tensor:
     return _POOL[x.ndim - 2](x, 3, stride=1, padding=1, count_include_pad=False)
 
 # %% ../../nbs/models/05_adversarial.ipynb #3685cd58
-def _judge(dims: int, seen: int, width: int, layers: int, norm: Any, spectral: bool) -> nn.ModuleList:
+def _judge(
+    dims: int, seen: int, width: int, layers: int, norm: Any, spectral: bool
+) -> nn.ModuleList:
     "The layers of one scale: steps down, one more at the same size, scores."
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
     wrap = spectral_norm if spectral else lambda layer: layer
@@ -297,7 +299,8 @@ def on_train_epoch_end(self: AdversarialModule):
     "Log the epoch; say so when the game is over."
     means = {k: float(v) / self._seen for k, v in self._sums.items()}
     super(AdversarialModule, self).on_train_epoch_end()
-    accuracy, spreads = ([v for k, v in means.items() if k.endswith(e)] for e in ("accuracy", "spread"))
+    ending = lambda end: [v for k, v in means.items() if k.endswith(end)]
+    accuracy, spreads = ending("accuracy"), ending("spread")
     self._warn(
         "won", accuracy and max(accuracy) > _WON,
         f"a discriminator has won: it tells predictions from targets in {_WON:.0%} of all cases,"

@@ -33,7 +33,7 @@ class CycleGAN(AdversarialModule):
         discriminator: Optional[nn.Module] = None,  # Of domain B; None = for prediction only
         discriminator_back: Optional[nn.Module] = None,  # Of domain A
         task: str = "regression",  # 'regression', or 'segmentation' where domain B is masks
-        soft: float = 1.0,  # Segmentation: width in pixels by which real masks are blurred; 0 = none
+        soft: float = 1.0,  # Segmentation: blur of real masks, sigma in pixels; 0 = none
         # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
         adversarial: str = "least_squares",
         adversarial_weight: float = 1.0,  # Weight of the adversarial losses
