@@ -55,6 +55,12 @@ def apart(preds: Images, targets: Images) -> float:
     return mean(spectrum_distance)([p[None] for p in preds], [t[None] for t in targets])
 
 
+def by_own_range(model: Predictor, preds: Images, targets: Images) -> tuple[Images, Images]:
+    "Predictions and targets as training compares them: a mask does not tell how bright an image is."
+    norm, stats = model.recipe.target_norm, model.recipe.target_stats
+    return [norm(p[None], stats)[0] for p in preds], [norm(t[None])[0] for t in targets]
+
+
 def draw(name: str, images: dict[str, np.ndarray], pictures: Optional[str]) -> None:
     "Images side by side."
     if pictures is None: return
@@ -88,9 +94,9 @@ def noisy(preds: Images, sigma: float) -> Images:
 
 
 def calibrated(model: Predictor, folder: Path) -> float:
-    "The white noise, in grey levels, that brings predictions of training images nearest to their targets' spectra."
-    preds, (_, targets) = predictions(model, folder, "train"), of_pairs(folder, "train")
-    return min(np.geomspace(0.1, 30, 25), key=lambda s: apart(noisy(preds, s), targets))
+    "The white noise that brings predictions of training images nearest to their targets' spectra."
+    preds, targets = by_own_range(model, predictions(model, folder, "train"), of_pairs(folder, "train")[1])
+    return min(np.geomspace(1e-3, 0.3, 25), key=lambda s: apart(noisy(preds, s), targets))
 
 
 def synthesis(pictures: Optional[str], seeds: int) -> None:
@@ -103,14 +109,14 @@ def synthesis(pictures: Optional[str], seeds: int) -> None:
             (fcn, a), (gan, b) = (run(name, folder, 5, seed, data=data, trainer={"max_epochs": epochs}) for name, epochs in
                                   (("synthesis_2d", 18), ("synthesis_paired_2d", 12)))
             models = Predictor(fcn.best, dtype="float32"), Predictor(gan.best, dtype="float32")
-            smooth, sharp = (predictions(m, folder) for m in models)
-            sources, targets = of_pairs(folder, "test")
+            sources, true = of_pairs(folder, "test")
+            (smooth, targets), (sharp, _) = (by_own_range(m, predictions(m, folder), true) for m in models)
             sigma = calibrated(models[0], folder)
             s, g, w = (apart(p, targets) for p in (smooth, sharp, noisy(smooth, sigma)))
             corr = [mean(pearson)(p, targets) for p in (smooth, sharp)]
             print(f"figure synthesis_spectrum_ratio: {g / s:.3f} (seed {seed}: pix2pix {g:.3f}, FCN {s:.3f} decades; to reach 0.5; minutes"
                   f" {a:.1f}, {b:.1f})", flush=True)
-            print(f"figure synthesis_spectrum_vs_noise: {g / w:.3f} (FCN with white noise of {sigma:.1f}: {w:.3f}; to reach 0.9)", flush=True)
+            print(f"figure synthesis_spectrum_vs_noise: {g / w:.3f} (FCN with white noise of {sigma:.4f}: {w:.3f}; to reach 0.9)", flush=True)
             print(f"figure synthesis_pearson_lower_by: {corr[0] - corr[1]:.4f} (FCN {corr[0]:.4f}, pix2pix {corr[1]:.4f}; at most 0.03)", flush=True)
             i = 2
             draw(f"synthesis{seed}", {"mask": sources[i][0] > 0, "FCN": smooth[i], "pix2pix": sharp[i], "image": targets[i]}, pictures)

@@ -162,7 +162,8 @@ def configure_optimizers(self: ManualModule):
         params = [p for p in self.parameters_of(name) if p.requires_grad]
         made = {"optimizer": self.make_optimizer(params, self.optimizer_of.get(name, "optimizer"))}
         if self.scheduler is not None:
-            made["lr_scheduler"] = {"scheduler": self.make_scheduler(made["optimizer"])["scheduler"]}
+            moves = self.make_scheduler(made["optimizer"])["scheduler"]
+            made["lr_scheduler"] = {"scheduler": moves}
         out.append(made)
     return out
 

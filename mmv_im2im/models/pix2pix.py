@@ -173,7 +173,8 @@ def from_config(
 @patch(cls_method=True)
 def part_channels(cls: Pix2Pix, name, in_channels, out_channels):
     "The discriminator sees source and image, and gives one score."
-    return (in_channels + out_channels, 1) if name == "discriminator" else (in_channels, out_channels)
+    if name == "discriminator": return in_channels + out_channels, 1
+    return in_channels, out_channels
 
 
 @patch(cls_method=True)
