@@ -34,6 +34,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import default_collate
@@ -269,12 +270,13 @@ class Averaging(WeightAveraging):
         decay: Optional[float] = None,  # Of a running mean, 0...1; None = the plain mean
         begin: float = 0.0,  # Part of the run after which the mean begins, 0...1
     ):
-        mean = None if decay is None else _forgetting(decay)
-        super().__init__(multi_avg_fn=mean)
+        super().__init__(multi_avg_fn=_moving(decay))
         self.begin, self.first = begin, 0
 
     def on_train_start(self, trainer, pl_module):
         "Find the step with which the mean begins."
+        # Lightning makes it before the model moves to its device
+        self._average_model.to(pl_module.device)
         if not self.begin: return
         try:
             self.first = int(self.begin * pl_module.planned_steps())
@@ -310,12 +312,13 @@ class Averaging(WeightAveraging):
             mean.module.load_state_dict(pl_module.state_dict())
 
 
-def _forgetting(decay: float):
-    "A running mean that forgets faster in its first steps."
+def _moving(decay: Optional[float]):
+    "A running mean that forgets faster in its first steps; without `decay` the plain mean."
     def move(mean, latest, n):
-        d = min(decay, (1 + float(n)) / (10 + float(n)))
-        if torch.is_floating_point(mean[0]): torch._foreach_lerp_(mean, latest, 1 - d)
-        else: torch._foreach_copy_(mean, latest)
+        n = float(n)
+        share = 1 / (n + 1) if decay is None else 1 - min(decay, (1 + n) / (10 + n))
+        if torch.is_floating_point(mean[0]): torch._foreach_lerp_(mean, latest, share)
+        else: torch._foreach_copy_(mean, latest)  # counters of batch norm
     return move
 
 # %% ../nbs/07_trainers.ipynb #8bfce90d
@@ -402,7 +405,7 @@ def fit(self: Im2ImTrainer,
     weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
 ):
     "Train; `ConfigError` where `monitor` names a figure that is not logged."
-    if getattr(model, "manual", False): _hand_over(self, model)
+    handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
     if self.run_folder:
         monitor = self.run_monitor or model.monitor
         mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
@@ -424,6 +427,8 @@ def fit(self: Im2ImTrainer,
             f"`trainer.monitor` is '{self.run_monitor}', which is not logged;"
             f" {did_you_mean(str(self.run_monitor), names)}"
         ) from None
+    finally:
+        for name, value in handed.items(): setattr(self, name, value)
 
 
 def _just_ended(checkpoint: dict) -> Optional[dict]:
@@ -432,16 +437,19 @@ def _just_ended(checkpoint: dict) -> Optional[dict]:
     return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
 
 # %% ../nbs/07_trainers.ipynb #dd88aa75
-def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule):
-    "Give a module that steps by hand what Lightning refuses to do for it."
+def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
+    "Give a module that steps by hand what Lightning refuses to do for it; what the trainer had."
     refused = next((c for c in trainer.callbacks if isinstance(c, _REFUSED)), None)
     if refused: raise ConfigError(_refusal(type(refused), type(model), "`callbacks`"))
-    if trainer.gradient_clip_val is not None:
-        model.clip_val = trainer.gradient_clip_val
-        model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
-        trainer.gradient_clip_val = None
-    if trainer.accumulate_grad_batches > 1:
-        model.accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+    model.check_trainer(trainer.accumulate_grad_batches, trainer.precision)
+    model.clip_val, model.accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
+    model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
+    had = {k: getattr(trainer, k) for k in ("gradient_clip_val", "accumulate_grad_batches")}
+    trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+    if isinstance(trainer.strategy, DDPStrategy):
+        # while one player learns, the others get no gradients
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    return had
 
 
 _REFUSED = (StochasticWeightAveraging, GradientAccumulationScheduler, LearningRateFinder)
@@ -613,6 +621,8 @@ def _try_parts(
         made = build(c, "callback", f"trainer.callbacks[{i}]", trust)
         if getattr(model, "manual", False) and isinstance(made, _REFUSED):
             raise ConfigError(_refusal(type(made), type(model), f"`trainer.callbacks[{i}]`"))
+    if getattr(model, "manual", False):
+        model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
     for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
         optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))], key)
     scheduled = model.make_scheduler(optimizer)["scheduler"] if model.scheduler else None
@@ -686,9 +696,6 @@ def _make_trainer(
     "The trainer that the config describes."
     t = cfg.trainer
     kwargs = {k: v for k, v in _arguments(t).items() if k not in _OWN and v is not None}
-    manual = getattr(find_class(cfg.model["_target_"], "framework", trust=trust), "manual", False)
-    if manual and t.strategy == "ddp":  # while one player learns, the others get no gradients
-        kwargs["strategy"] = "ddp_find_unused_parameters_true"
     if kwargs.get("limit_train_batches", 0) > 1:
         kwargs["limit_train_batches"] = int(kwargs["limit_train_batches"])
     named = [
@@ -777,6 +784,8 @@ def _logged(folder: Path):
             ".*exists and is not empty.*",
             ".*could not find the monitored key.*",
             ".*ModelCheckpoint with manual optimization.*",
+            # a discriminator that waits for the end of the warm-up
+            ".*call of `lr_scheduler.step.*",
         ):
             warnings.filterwarnings("ignore", text)
         try:

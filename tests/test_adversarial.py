@@ -9,8 +9,8 @@ import pytest
 import torch
 from chain import checkpoint, run, same_weights, shell, write_yaml
 
-from mmv_im2im.config import from_dict
-from mmv_im2im.core import ConfigError
+from mmv_im2im.config import from_dict, preset
+from mmv_im2im.core import ConfigError, find_class
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor, mean_row
@@ -99,8 +99,8 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, name, model
     for a, b in zip(whole["optimizer_states"], killed["optimizer_states"]):
         assert all(torch.equal(a["state"][i]["exp_avg"], b["state"][i]["exp_avg"]) for i in a["state"])
     if name == "CycleGAN":
-        for k, images in whole["im2im"]["replay"].items():
-            assert len(images) == 3 and all(map(torch.equal, images, killed["im2im"]["replay"][k]))
+        (a,), (b,) = (c["im2im"]["replay"] for c in (whole, killed))
+        for k, images in a.items(): assert len(images) == 3 and all(map(torch.equal, images, b[k]))
     assert read_metrics(tmp_path / "killed" / "metrics.csv") == read_metrics(tmp_path / "whole" / "metrics.csv")
 
 
@@ -126,6 +126,29 @@ def test_trainer_keys_do_for_a_game_what_they_do_elsewhere(tmp_path, pairs, name
     figures = made["plain"].metrics[-1]
     assert {"train/generator_gradient", "train/discriminator_gradient", "train/accuracy", "train/spread"} <= figures.keys()
     assert made["clipped"].metrics[0]["train/generator_gradient"] > 1e-3, "logged as it was before clipping"
+
+
+@BOTH
+def test_other_number_formats(tmp_path, pairs, name):
+    plain = trained(name, tmp_path / "32", pairs, trainer={"max_steps": 2})
+    for precision in ("bf16-true", "64-true"):
+        made = trained(name, tmp_path / precision, pairs, trainer={"max_steps": 2, "precision": precision})
+        assert apart(weights(made), weights(plain)) < 0.1
+    with pytest.raises(ConfigError, match="bf16-mixed"):
+        trained(name, tmp_path / "16", pairs, trainer={"precision": "16-mixed", "accumulate_grad_batches": 2})
+
+
+@BOTH
+def test_a_trainer_can_be_used_twice(tmp_path, name):
+    from mmv_im2im.trainers import Im2ImTrainer
+    trainer = Im2ImTrainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, gradient_clip_val=0.5, accumulate_grad_batches=2)
+    batch = {"IM": torch.rand(2, 1, 32, 32), "GT": torch.rand(2, 1, 32, 32)}
+    cls = find_class(name, "framework")
+    for _ in range(2):
+        model = cls.from_config(MODELS[name], 1, 1, 2)[0]
+        trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+        trainer.fit(model, torch.utils.data.DataLoader([batch] * 4, batch_size=None))
+        assert (model.clip_val, model.accumulate, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (0.5, 2, 0.5, 2)
 
 
 @BOTH
@@ -259,6 +282,19 @@ def test_direction_is_for_frameworks_of_two_ways(tmp_path, pairs):
     with pytest.raises(ConfigError, match="Pix2Pix goes one way only"): Predictor(made.last, direction="B2A")
 
 
+@pytest.mark.parametrize("name", ["cyclegan_2d", "synthesis_unpaired_2d", "unsupervised_seg_2d"])
+def test_presets_without_pairs_go_both_ways(tmp_path, name):
+    source, target = {"unsupervised_seg_2d": ("nuclei", "labels"), "synthesis_unpaired_2d": ("labels", "nuclei")}.get(name, ("brightfield", "nuclei"))
+    folder = simulate_set(tmp_path / "in", 4, (40, 48), source=source, target=target, n_cells=3)
+    made = train(preset(name, out=str(tmp_path / "run"), trainer={"max_steps": 1, "accelerator": "cpu", "pictures": 0, "enable_progress_bar": False},
+                        data={"path": str(folder), "patch": [32, 32], "batch_size": 1, "patches_per_image": 1, "gap": 0}))
+    for direction, key in (("A2B", "IM"), ("B2A", "GT")):
+        image = read_image(next((folder / key).iterdir())).squeeze()
+        model = Predictor(made.last, device="cpu", direction=direction)
+        assert model(image).shape == image.shape
+        assert model.evaluate(folder, progress=False)[1].figures["swd_plain"] >= 0
+
+
 def test_evaluate_with_and_without_pairs(tmp_path, pairs, segmenter, capsys):
     made = trained("CycleGAN", tmp_path / "run", pairs, trainer={"max_epochs": 1})
     model = Predictor(made.last, device="cpu")
@@ -319,7 +355,7 @@ def test_two_processes_learn_what_one_does(tmp_path, pairs, name):
     cfg = write_yaml(tmp_path / "c.yaml", raw(name), model=model, data=data, trainer={"max_epochs": 2})
     assert run("--config", cfg, "--out", tmp_path / "one") == 0
     command = [sys.executable, "-m", "mmv_im2im.cli", "--config", cfg, "--out", tmp_path / "two", "--data.batch_size", 2,
-               "--trainer.devices", 2, "--trainer.strategy", "ddp"]
+               "--trainer.devices", 2]  # the strategy that follows from it is ddp
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (load_checkpoint(tmp_path / k / "checkpoints" / "last.ckpt") for k in ("one", "two"))

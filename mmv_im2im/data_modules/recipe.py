@@ -264,6 +264,8 @@ def reversed(self: Recipe) -> "Recipe":
     back["source_stats"], back["source_units"] = given["target_stats"], given["target_stats"]
     back["target_stats"] = given["source_stats"] or given["source_units"]
     back["source_dtype"], back["target_dtype"] = given["target_dtype"], given["source_dtype"]
+    if isinstance(self.source_norm, Mask):  # pictures of labels: what comes back has no units
+        back["target_norm"], back["target_dtype"] = None, "float32"
     return Recipe(**back)
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #94d4c484

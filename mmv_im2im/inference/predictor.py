@@ -33,7 +33,7 @@ from ..data_modules.recipe import Recipe, check_samples
 from ..data_modules.transforms import resample
 from ..distances import DISTANCES, set_metrics
 from ..metrics import METRICS, check_metrics
-from ..models.base import metric_names, split_metrics
+from ..models.base import hide_ignored, metric_names, split_metrics
 from ..postprocess import Postprocess, as_postprocess, postprocess, to_dtype
 from ..trainers import find_checkpoint, load_checkpoint
 
@@ -437,60 +437,75 @@ def evaluate(self: Predictor,
             f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"
             " evaluate."
         )
-    self._measure(names, pairing)
-    rows, result, sets = [], Outcome(), ([], [], [])
     samples = find_samples(path, layout, source, target, costmap, pairing=pairing)
     if self.direction == "B2A": samples = [_swapped(s) for s in samples]
+    usual, self.module.metrics = self.module.metrics, self._metrics(names, pairing)
+    try:
+        return self._evaluate(list(samples), pairing == "paired", progress)
+    finally:
+        self.module.metrics = usual
+
+
+# %% ../../nbs/inference/00_predictor.ipynb #4ad8d223
+@patch
+def _metrics(self: Predictor, names: Optional[Sequence[str]], pairing: str) -> Optional[list[str]]:
+    "The metrics asked for; a model of two collections is compared by pairs, too, if there are any."
+    task, usual = self.module.task, self.module.metrics
+    chosen = metric_names(task, names, "predict.metrics") or usual
+    if names is None and pairing == "paired" and not split_metrics(task, usual)[0]:
+        chosen = [*check_metrics(task), *usual]
+    if pairing == "unpaired" and not split_metrics(task, chosen)[1]:
+        raise ConfigError(
+            f"`data.pairing` is unpaired, but {', '.join(chosen or METRICS[task])} compare an image"
+            f" with its own target; set `predict.metrics` to some of {list(DISTANCES)}."
+        )
+    return chosen
+
+
+_COMPARED = 64  # Images of a set that are kept to be compared as a whole
+
+
+@patch
+def _evaluate(
+    self: Predictor, samples: list[dict], paired: bool, progress: bool
+) -> tuple[list[dict], Outcome]:
+    "Rows and outcome for samples that were found."
+    rows, result, sets = [], Outcome(), ([], [], [])
     for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
         try:
             check_samples([s], self.recipe, progress=False)
             x = self.recipe.load(s)
-            pred, target_image = self._compared(x)
-            for kept, image in zip(sets, (pred, target_image, x.get("IM"))):
-                if self.module.distances and image is not None: kept.append(image)
+            pred, target, seen = self._compared(x)
+            for kept, image in zip(sets, (pred, seen, x.get("IM"))):
+                room = self.module.distances and len(kept) < _COMPARED
+                if room and image is not None: kept.append(image)
             if pred is None: continue
-            row = {"image": x["name"]}
-            if pairing == "paired":
-                row |= self.module.image_figures(pred, target_image, x.get("CM"))
-            rows.append(row)
+            figures = self.module.image_figures(pred, target, x.get("CM")) if paired else {}
+            rows.append({"image": x["name"]} | figures)
             result.done.append(Path(file))
         except (Im2ImError, OSError, MemoryError) as e:
             result.failed[str(file)] = str(e)
-    if self.module.distances and sets[0] and sets[1]:
-        aside = {"spatial_dims": self.dims, "names": self.module.distances}
-        result.figures = set_metrics(*sets, **aside)
+    try:
+        if self.module.distances and sets[0] and sets[1]:
+            aside = {"spatial_dims": self.dims, "names": self.module.distances}
+            result.figures = set_metrics(*sets, **aside)
+    except Im2ImError as e:
+        result.failed["all images together"] = str(e)
     return rows, result
 
 
-# %% ../../nbs/inference/00_predictor.ipynb #4ad8d223
 @patch
-def _measure(self: Predictor, names: Optional[Sequence[str]], pairing: str):
-    "Choose the metrics; a model of two collections is compared by pairs, too, if there are any."
-    task, module = self.module.task, self.module
-    if names is not None: module.metrics = metric_names(task, names, "predict.metrics")
-    elif pairing == "paired" and not split_metrics(task, module.metrics)[0]:
-        module.metrics = [*check_metrics(task), *module.distances]
-    elif self.direction == "B2A":  # of masks, perhaps
-        module.metrics = list(DISTANCES)
-    if pairing == "unpaired" and not module.distances:
-        raise ConfigError(
-            f"`data.pairing` is unpaired, but {', '.join(module.metrics or METRICS[task])} compare"
-            f" an image with its own target; set `predict.metrics` to some of {list(DISTANCES)}."
-        )
-
-
-@patch
-def _compared(
-    self: Predictor, x: dict
-) -> tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
-    "Prediction and target of a prepared sample, each None where it has none."
-    target = x.get("GT")
+def _compared(self: Predictor, x: dict) -> tuple[Optional[torch.Tensor], ...]:
+    "Prediction, target, and target as sets are compared by, each None where there is none."
+    target, pred = x.get("GT"), None
     if target is not None and self.recipe.labels: target = target.long()
-    if "IM" not in x: return None, self.module.as_target(target)
-    pred = self._finish(self._raw(x["IM"].numpy()), False)
-    if self.module.task == "segmentation": pred = postprocess(self.postprocess, pred)
-    return torch.from_numpy(pred.astype(np.float32)), target
+    if "IM" in x:
+        raw = self._finish(self._raw(x["IM"].numpy()), False)
+        if self.module.task == "segmentation": raw = postprocess(self.postprocess, raw)
+        pred = torch.from_numpy(raw.astype(np.float32))
+    if target is None: return pred, None, None
+    return pred, target, self.module.as_target(hide_ignored(target, x.get("CM")))
 
 
 def _swapped(sample: dict) -> dict:
@@ -498,12 +513,13 @@ def _swapped(sample: dict) -> dict:
     names = {"IM": "GT", "GT": "IM"}
     return {names.get(k, k): v for k, v in sample.items()}
 
+
 # %% ../../nbs/inference/00_predictor.ipynb #3a2ff797
 def mean_row(
     rows: Sequence[dict],  # From `evaluate`
 ) -> dict:  # The same keys; `image` is 'mean'
     "Mean of every metric over the images, leaving out what could not be measured (nan)."
-    names = [k for k in rows[0] if k != "image"]
+    names = [k for k in rows[0] if k != "image"] if rows else []
     measured = {k: [r[k] for r in rows if not np.isnan(r[k])] for k in names}
     means = {k: float(np.mean(v)) if v else float("nan") for k, v in measured.items()}
     return {"image": "mean"} | means

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PatchGAN', 'as_scales', 'scores_of', 'AdversarialLoss', 'gradient_penalty', 'feature_matching', 'ReplayBuffer',
-           'AdversarialModule', 'spread']
+           'check_game', 'AdversarialModule', 'spread']
 
 # %% ../../nbs/models/05_adversarial.ipynb #1c88ee2c
 import logging
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..core import ConfigError, did_you_mean
-from .base import Im2ImModule
+from .base import Im2ImModule, _evaluating
 from .manual import ManualModule
 
 # %% ../../nbs/models/05_adversarial.ipynb #72197eb7
@@ -28,7 +28,8 @@ class PatchGAN(nn.Module):
         spatial_dims: int,  # 2 or 3
         in_channels: int,  # Channels that it sees
         channels: int = 64,  # Width of the first layer; it doubles with each, up to eight times
-        layers: int = 3,  # Steps down by two; sizes must be at least `2**(layers + scales - 1)`
+        # Steps down by two; sizes must be at least `2**(layers + scales - 1)`, twice that with a norm
+        layers: int = 3,
         scales: int = 1,  # Networks, each at half the size of the one before
         norm: str | Sequence | None = "instance",  # Any of MONAI's; None = none
         spectral: bool = False,  # Spectral normalisation of every layer
@@ -40,7 +41,8 @@ class PatchGAN(nn.Module):
                 "PatchGAN needs `spatial_dims` 2 or 3, and `channels`, `layers` and `scales` of at"
                 f" least 1; got {spatial_dims}, {channels}, {layers}, {scales}."
             )
-        self.high_pass, self.least = high_pass, 2 ** (layers + scales - 1)
+        # a norm over space needs two pixels behind the last step down
+        self.high_pass, self.least = high_pass, 2 ** (layers + scales - 1 + bool(norm))
         seen = in_channels * (2 if high_pass else 1)
         build = lambda: _judge(spatial_dims, seen, channels, layers, norm, spectral)
         self.judges = nn.ModuleList(build() for _ in range(scales))
@@ -102,10 +104,16 @@ def as_scales(
 ) -> list[list[torch.Tensor]]:  # For each scale the features, the last of which are scores
     "One form for the outputs of all discriminators."
     if isinstance(output, torch.Tensor): return [[output]]
-    if isinstance(output, tuple) and len(output) == 2:
+    several = lambda x: isinstance(x, (list, tuple))
+    if isinstance(output, tuple) and len(output) == 2 and all(map(several, output)):
         scores, features = output
         return [[*(f if f[-1] is not s else f[:-1]), s] for s, f in zip(scores, features)]
-    return [list(output)] if isinstance(output[0], torch.Tensor) else [list(s) for s in output]
+    if several(output) and all(isinstance(x, torch.Tensor) for x in output): return [list(output)]
+    if several(output) and all(map(several, output)): return [list(s) for s in output]
+    raise ConfigError(
+        "a discriminator must give scores, a list of features with the scores last, or such a list"
+        f" for each scale; got {type(output).__name__}. Take PatchGAN, or one of MONAI's."
+    )
 
 
 def scores_of(
@@ -182,11 +190,15 @@ def gradient_penalty(
     fake: torch.Tensor,  # Predictions, the same size
 ) -> torch.Tensor:
     "How far the gradient between targets and predictions is from the length of one, squared."
-    at = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
-    between = (at * real + (1 - at) * fake).detach().requires_grad_(True)
-    total = sum(s.float().sum() for s in judge(between))
-    gradient, = torch.autograd.grad(total, between, create_graph=True)
-    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+    # in half precision the gradients of single pixels would vanish
+    with torch.autocast(real.device.type, enabled=False):
+        real, fake = real.float(), fake.float()
+        at = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+        between = (at * real + (1 - at) * fake).detach().requires_grad_(True)
+        scores = judge(between)
+        total = sum(s.reshape(len(s), -1).mean(1).sum() for s in scores) / len(scores)
+        gradient, = torch.autograd.grad(total, between, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 # %% ../../nbs/models/05_adversarial.ipynb #252c95a6
 def feature_matching(
@@ -225,11 +237,33 @@ class ReplayBuffer:
             out.append(image.to(batch))
         return torch.stack(out)
 
+# %% ../../nbs/models/05_adversarial.ipynb #03d0884b
+_LEAST = {  # Smallest values of what a config may set
+    "discriminator_steps": 1, "warmup_epochs": 0, "replay": 0, "loss_weight": 0, "soft": 0,
+    "adversarial_weight": 0, "feature_weight": 0, "cycle_weight": 0, "identity_weight": 0,
+}
+_WHOLE = ("discriminator_steps", "warmup_epochs", "replay")
+
+
+def check_game(
+    spec: dict,  # Arguments of an adversarial framework by name
+):
+    "`ConfigError` for a loss that does not exist or a number that makes no sense."
+    AdversarialLoss(spec.get("adversarial", "least_squares"))
+    for name, least in _LEAST.items():
+        value = spec.get(name)
+        if value is None: continue
+        kinds = int if name in _WHOLE else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+            what = "a whole number" if name in _WHOLE else "a number"
+            raise ConfigError(f"`model.{name}` must be {what} of at least {least}; got {value!r}.")
+
 # %% ../../nbs/models/05_adversarial.ipynb #c660fdd0
 _log = logging.getLogger("mmv_im2im")
 _WON = 0.99  # Accuracy of a discriminator that has won
 _SPREAD = 0.05  # Spread of predictions, relative to targets, of a generator that has collapsed
 _PATIENCE = 3  # Epochs in a row before something is said
+_PENALTY = 10  # Weight of the gradient penalty (Gulrajani et al. 2017)
 
 
 class AdversarialModule(ManualModule):
@@ -247,11 +281,7 @@ class AdversarialModule(ManualModule):
         **kwargs,  # As `ManualModule` takes them
     ):
         super().__init__(**kwargs)
-        if not isinstance(discriminator_steps, int) or discriminator_steps < 1:
-            raise ConfigError(
-                "`model.discriminator_steps` must be a whole number of at least 1; got"
-                f" {discriminator_steps!r}."
-            )
+        check_game({"adversarial": adversarial, "discriminator_steps": discriminator_steps})
         self.adversarial = AdversarialLoss(adversarial)
         self.discriminator_steps = discriminator_steps
         self.discriminator_optimizer = discriminator_optimizer
@@ -262,8 +292,10 @@ class AdversarialModule(ManualModule):
 def judge(self: AdversarialModule,
     discriminator: nn.Module,  # Which
     images: torch.Tensor,  # What it sees, `(B, C, [Z,] Y, X)`
+    source: Optional[torch.Tensor] = None,  # What it sees beside it, the same size
 ) -> list[list[torch.Tensor]]:  # Features and scores for each scale
     "What a discriminator finds."
+    if source is not None: images = torch.cat([source, images.to(source.dtype)], 1)
     return as_scales(discriminator(images))
 
 
@@ -272,13 +304,14 @@ def teach(self: AdversarialModule,
     discriminator: nn.Module,  # Which
     real: torch.Tensor,  # Targets as it sees them
     fake: torch.Tensor,  # Predictions as it sees them, without gradient
+    source: Optional[torch.Tensor] = None,  # What it sees beside either, the same size
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Loss; accuracy, 0...1
     "The loss of a discriminator."
-    a, b = (scores_of(self.judge(discriminator, x)) for x in (real, fake))
+    scores = lambda x: scores_of(self.judge(discriminator, x, source))
+    a, b = scores(real), scores(fake)
     loss = self.adversarial.discriminator(a, b)
     if self.adversarial.kind == "wgan_gp":
-        scores = lambda x: scores_of(self.judge(discriminator, x))
-        loss = loss + 10 * gradient_penalty(scores, real, fake)
+        loss = loss + _PENALTY * gradient_penalty(scores, real, fake)
     return loss, self.adversarial.accuracy(a, b)
 
 
@@ -286,27 +319,29 @@ def teach(self: AdversarialModule,
 def spread(
     fake: torch.Tensor,  # Predictions `(B, C, [Z,] Y, X)`
     real: torch.Tensor,  # Targets
-) -> torch.Tensor:  # 0 = all alike, 1 = as different as the targets
+    name: str = "spread",  # Name of the figure
+) -> dict[str, torch.Tensor]:  # 0 = all alike, 1 = as different as targets; {} if those are alike
     "How much predictions differ from pixel to pixel and from image to image, relative to targets."
     fake, real = fake.float(), real.float()
     over = [lambda x: x.std()]
     if len(fake) > 1: over.append(lambda x: x.std(0).mean())
-    return torch.stack([f(fake) / f(real).clamp_min(1e-8) for f in over]).min()
+    if min(f(real) for f in over) < 1e-3: return {}
+    return {name: torch.stack([f(fake) / f(real) for f in over]).min()}
 
 # %% ../../nbs/models/05_adversarial.ipynb #3035dbce
 @patch
 def on_train_epoch_end(self: AdversarialModule):
     "Log the epoch; say so when the game is over."
-    means = {k: float(v) / self._seen for k, v in self._sums.items()}
+    means = {k: float(v) / self._seen[k] for k, v in self._sums.items()}
     super(AdversarialModule, self).on_train_epoch_end()
     ending = lambda end: [v for k, v in means.items() if k.endswith(end)]
     accuracy, spreads = ending("accuracy"), ending("spread")
     self._warn(
-        "won", accuracy and max(accuracy) > _WON,
+        "won", accuracy and max(accuracy) > _WON and self.adversarial.kind != "wgan_gp",
         f"a discriminator has won: it tells predictions from targets in {_WON:.0%} of all cases,"
         " so the generator learns little from it. Lower the rate of"
-        " `model.discriminator_optimizer`, set `spectral: true` in `model.discriminator`, or give"
-        " it fewer `layers`.",
+        " `model.discriminator_optimizer`, or give it a weaker `model.discriminator`, such as"
+        " PatchGAN with `spectral: true` or fewer `layers`.",
     )
     self._warn(
         "collapsed", spreads and min(spreads) < _SPREAD,
@@ -322,3 +357,43 @@ def _warn(self: AdversarialModule, name: str, due: bool, text: str):
     self._alarms[name] = self._alarms.get(name, 0) + 1 if due else 0
     if self._alarms[name] == _PATIENCE and self.global_rank == 0:
         _log.warning("epoch %d: %s", self.current_epoch, text)
+
+# %% ../../nbs/models/05_adversarial.ipynb #872cde23
+@patch
+def check_trainer(self: AdversarialModule, accumulate, precision):
+    "`ConfigError` where the trainer's settings and a game do not go together."
+    super(AdversarialModule, self).check_trainer(accumulate, precision)
+    if accumulate > 1 and self.discriminator_steps > 1:
+        raise ConfigError(
+            f"`model.discriminator_steps` {self.discriminator_steps} looks several times at one"
+            f" batch, and `trainer.accumulate_grad_batches` {accumulate} makes one step of several;"
+            " set one of them to 1."
+        )
+
+
+@patch
+def try_judge(self: AdversarialModule,
+    key: str,  # The discriminator's name: 'discriminator'
+    images: torch.Tensor,  # A training patch that it sees
+    source: Optional[torch.Tensor] = None,  # What it sees beside it
+) -> Optional[list[list[torch.Tensor]]]:  # What it finds; None where the images are no patches
+    "Show a patch to a discriminator; `ConfigError` names its key where that fails."
+    if tuple(images.shape[2:]) != tuple(self.patch or ()): return None
+    judge = getattr(self, key)
+    if self.adversarial.kind == "wgan_gp" and any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in judge.modules()
+    ):
+        raise ConfigError(
+            "`model.adversarial: wgan_gp` asks each image for its own gradient, which batch norm"
+            f" mixes; set `model.{key}.norm` to instance or null."
+        )
+    try:
+        with _evaluating(judge): return self.judge(judge, images, source)
+    except ConfigError:
+        raise
+    except Exception as e:
+        raise ConfigError(
+            f"`model.{key}` cannot look at images of {images.shape[1]} channel(s)"
+            f"{' beside their sources' * (source is not None)} and {list(images.shape[2:])} pixels:"
+            f" {type(e).__name__}: {e}"
+        ) from e

@@ -108,10 +108,10 @@ class Im2ImModule(pl.LightningModule):
         # Training patch; prediction tiles are chosen from it
         self.patch: Optional[Sequence[int]] = None
         self._probed: dict = {}
-        # Losses times images, and images, of the epoch so far; kept in a checkpoint, so that a run
-        # which is resumed within an epoch logs the mean of all of it
+        # By name, losses times images, and images, of the epoch so far; kept in a checkpoint, so
+        # that a run which is resumed within an epoch logs the mean of all of it
         self._sums: dict = {}
-        self._seen = 0
+        self._seen: dict = {}
         # Mean losses of the epoch that ended last, and its number: a checkpoint at its end is
         # written before the loggers write them
         self._ended: dict = {}
@@ -201,12 +201,13 @@ def seed_step(self: Im2ImModule,
 
 @patch
 def count(self: Im2ImModule,
-    parts: dict,  # Tensors of one number by name, `loss` among them
+    parts: dict,  # Tensors of one number by name, `loss` among them; others need not always come
     n: int,  # Images in the batch
 ):
     "Add the losses of a step to those of the epoch."
-    self._seen += n
-    for k, v in parts.items(): self._sums[k] = self._sums.get(k, 0.) + v.detach().float() * n
+    for k, v in parts.items():
+        self._sums[k] = self._sums.get(k, 0.) + v.detach().float() * n
+        self._seen[k] = self._seen.get(k, 0) + n
     step = {"on_step": True, "on_epoch": False, "batch_size": n}
     self.log("train/loss_step", parts["loss"].detach(), **step)
 
@@ -214,10 +215,10 @@ def count(self: Im2ImModule,
 @patch
 def on_train_epoch_end(self: Im2ImModule):
     "Log the mean losses of the epoch, `train/loss` and its parts."
-    means = {f"train/{k}": total / self._seen for k, total in self._sums.items()}
+    means = {f"train/{k}": total / self._seen[k] for k, total in self._sums.items()}
     for k, v in means.items(): self._log_epoch(k, v, 1, k == "train/loss")
     self._ended = {"epoch": self.current_epoch} | {k: float(v) for k, v in means.items()}
-    self._sums, self._seen = {}, 0
+    self._sums, self._seen = {}, {}
 
 
 @patch
@@ -482,6 +483,12 @@ def make_scheduler(self: Im2ImModule,
         made = build(spec, "scheduler", "model.scheduler", **given)
     else:
         made = spec(optimizer)
+    plateau = isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau and self.scheduler_interval == "step":
+        raise ConfigError(
+            "`model.scheduler` ReduceLROnPlateau moves by what validation finds; set"
+            " `model.scheduler_interval: epoch`."
+        )
     return {"scheduler": made, "interval": self.scheduler_interval, "monitor": self.monitor}
 
 
@@ -639,4 +646,4 @@ def setup(self: Im2ImModule,
 ):
     "Take the training patch over from the data module."
     self.patch = getattr(getattr(self.trainer, "datamodule", None), "patch", self.patch)
-    self._sums, self._seen = {}, 0
+    self._sums, self._seen = {}, {}

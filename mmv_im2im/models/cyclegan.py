@@ -7,6 +7,7 @@ __all__ = ['CycleGAN']
 
 # %% ../../nbs/models/07_cyclegan.ipynb #d59fccdc
 import copy
+from contextlib import contextmanager
 from typing import Callable, ClassVar, Optional, Sequence
 
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import ConfigError
-from .adversarial import AdversarialModule, ReplayBuffer, scores_of, spread
-from .base import Im2ImModule, metric_names
+from mmv_im2im.models.adversarial import (
+    AdversarialModule, ReplayBuffer, check_game, scores_of, spread
+)
+from .base import metric_names
 from ..tiling import unpad
 
 # %% ../../nbs/models/07_cyclegan.ipynb #f77f2692
@@ -24,7 +27,7 @@ class CycleGAN(AdversarialModule):
     "Translation between two domains without pairs, both ways in one checkpoint."
     parts = AdversarialModule.parts | {"net_back": "net", "discriminator_back": "net"}
     pairings: ClassVar[tuple] = ("unpaired", "paired")
-    settings = ("task", "metrics", "input_size")
+    settings = ("task", "soft", "metrics", "input_size")
 
     def __init__(self,
         net: nn.Module,  # Generator from domain A (source) to domain B (target)
@@ -67,7 +70,8 @@ class CycleGAN(AdversarialModule):
         self.domain_task, self.soft = task, soft
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
         self.identity_weight, self.replay_size = identity_weight, replay
-        self.metrics = metric_names(task, metrics or _USUAL[_check_task(task)])
+        check_game({"replay": replay, "soft": soft})
+        self.domain_metrics = metric_names(task, metrics or _USUAL[_check_task(task)])
         self.input_size = None if input_size is None else tuple(input_size)
         self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
         self.towards("A2B")
@@ -95,6 +99,8 @@ def towards(self: CycleGAN,
         raise ConfigError(f"`predict.direction` must be 'A2B' or 'B2A'; got {direction!r}.")
     self.direction = direction
     self.task = self.domain_task if direction == "A2B" else "regression"
+    same = self.task == self.domain_task
+    self.metrics = self.domain_metrics if same else list(_USUAL["regression"])
 
 
 @patch(as_prop=True)
@@ -140,6 +146,7 @@ def _soft(self: CycleGAN, raw: torch.Tensor) -> torch.Tensor:
 def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     "Gaussian blur along all spatial axes, borders repeated."
     if not sigma: return x
+    x = x.float()
     reach = max(1, round(3 * sigma))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma) ** 2)
     dims = x.ndim - 2
@@ -149,7 +156,8 @@ def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
         shape[2 + axis] = 2 * reach + 1
         pad = [0, 0] * (dims - 1 - axis) + sides + [0, 0] * axis
         kernel = (weights / weights.sum()).view(shape).repeat(x.shape[1], *[1] * (dims + 1))
-        x = conv(F.pad(x, pad, mode="replicate"), kernel.to(x.dtype), groups=x.shape[1])
+        with torch.autocast(x.device.type, enabled=False):
+            x = conv(F.pad(x, pad, mode="replicate"), kernel, groups=x.shape[1])
     return x
 
 
@@ -179,7 +187,8 @@ def players(self: CycleGAN):
 @patch
 def play(self: CycleGAN, batch):
     "The generators' turn, then the discriminators'."
-    a, b = batch["IM"], self.as_domain(batch["GT"])
+    a = batch["IM"]
+    b = self.as_domain(batch["GT"]).to(a.dtype)
     with self.turn("generator"):
         fake_b = self._soft(self._run(a, "A2B"))
         fake_a = self._run(b, "B2A")
@@ -194,7 +203,7 @@ def play(self: CycleGAN, batch):
                 parts |= {f"{name}discriminator_loss": loss, f"{name}accuracy": accuracy}
             losses = [parts[f"{name}discriminator_loss"] for name, *_ in games]
             self.learn("discriminator", sum(losses))
-    return parts | {"spread": spread(fake_b, b), "back_spread": spread(fake_a, a)}
+    return parts | spread(fake_b, b) | spread(fake_a, a, "back_spread")
 
 # %% ../../nbs/models/07_cyclegan.ipynb #0855e4bf
 @patch
@@ -207,19 +216,35 @@ def _generator_losses(
     parts = {
         "adversarial_loss": self.adversarial.generator(scores_b),
         "back_adversarial_loss": self.adversarial.generator(scores_a),
-        "cycle_loss": F.l1_loss(self._run(fake_b, "B2A").float(), a.float()),
-        "back_cycle_loss": F.l1_loss(self._soft(self._run(fake_a, "A2B")).float(), b.float()),
     }
     weight = self._identity_weight(a, b)
-    if weight:
-        parts |= {
-            "identity_loss": F.l1_loss(self._soft(self._run(b, "A2B")).float(), b.float()),
-            "back_identity_loss": F.l1_loss(self._run(a, "B2A").float(), a.float()),
-        }
+    with _untracked(self.net), _untracked(self.net_back):
+        parts["cycle_loss"] = _apart(self._run(fake_b, "B2A"), a)
+        parts["back_cycle_loss"] = _apart(self._soft(self._run(fake_a, "A2B")), b)
+        if weight:
+            parts["identity_loss"] = _apart(self._soft(self._run(b, "A2B")), b)
+            parts["back_identity_loss"] = _apart(self._run(a, "B2A"), a)
     weights = {"adversarial_loss": self.adversarial_weight, "cycle_loss": self.cycle_weight,
                "identity_loss": weight}
     total = sum(weights[k.removeprefix("back_")] * v for k, v in parts.items())
     return {"loss": total} | parts
+
+
+def _apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    "Mean absolute difference."
+    return F.l1_loss(x.float(), y.float())
+
+
+@contextmanager
+def _untracked(net: nn.Module):
+    "Batch norm learns the statistics of what prediction will see, not those of translations."
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [m.momentum for m in norms]
+    for m in norms: m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, kept): m.momentum = momentum
 
 
 @patch
@@ -233,34 +258,43 @@ def _identity_weight(self: CycleGAN, a: torch.Tensor, b: torch.Tensor) -> float:
 @patch
 def rehearse(self: CycleGAN, batch):
     "`ConfigError` where the identity losses or a discriminator cannot take the images."
+    if "CM" in batch:
+        raise ConfigError(
+            "CycleGAN compares no pixel with its target, so that cost maps have no place in it;"
+            " remove them, or set `data.costmap` to a name that no file has."
+        )
     a, b = batch["IM"], self.as_domain(batch["GT"])
     if self.identity_weight and a.shape[1] != b.shape[1]:
         raise ConfigError(
             f"`model.identity_weight` {self.identity_weight} needs domains of equal channels, but"
             f" sources have {a.shape[1]} and targets {b.shape[1]}; set it to 0 or leave it out."
         )
-    if tuple(a.shape[2:]) == tuple(self.patch or ()):
-        with torch.no_grad():
-            self.judge(self.discriminator_back, a)
-            self.judge(self.discriminator, b)
+    self.try_judge("discriminator_back", a)
+    self.try_judge("discriminator", b)
     return {}
 
 # %% ../../nbs/models/07_cyclegan.ipynb #dea022cb
 @patch
 def on_save_checkpoint(self: CycleGAN, checkpoint):
-    "Add the replay buffers to what every framework keeps."
+    "Add the replay buffers of all processes to what every framework keeps."
     super(CycleGAN, self).on_save_checkpoint(checkpoint)
-    kept = {k: [x.cpu() for x in buffer.images] for k, buffer in self._replay.items()}
+    checkpoint["im2im"]["settings"] |= {"task": self.domain_task, "metrics": self.domain_metrics}
+    kept = [{k: [x.cpu() for x in buffer.images] for k, buffer in self._replay.items()}]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        everyone = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, kept[0])
+        kept = everyone
     checkpoint["im2im"]["replay"] = kept
 
 
 @patch
 def on_load_checkpoint(self: CycleGAN, checkpoint):
-    "Go on with the replay buffers of an interrupted run."
+    "Go on with the replay buffers of an interrupted run, each process with its own."
     super(CycleGAN, self).on_load_checkpoint(checkpoint)
-    kept = checkpoint.get("im2im", {}).get("replay", {})
-    for k, images in kept.items():
+    kept = checkpoint.get("im2im", {}).get("replay") or [{}]
+    for k, images in kept[self.global_rank % len(kept)].items():
         self._replay[k].images = [x.to(self.device) for x in images]
+
 
 # %% ../../nbs/models/07_cyclegan.ipynb #47fa16f4
 _CHANNELS = ("in_channels", "out_channels", "in_chans", "n_channels", "out_chans")
@@ -298,6 +332,7 @@ def check(cls: CycleGAN, spec, spatial_dims, target_kind, pairing="paired"):
     super(CycleGAN, cls).check(spec, spatial_dims, target_kind, pairing)
     task = _check_task(spec.get("task", "regression"))
     metric_names(task, spec.get("metrics"), "model.metrics")
+    check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(
             "`model.net` is missing: CycleGAN needs a generator; add `net: {_target_:"

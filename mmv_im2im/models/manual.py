@@ -60,7 +60,13 @@ def parameters_of(self: ManualModule,
     name: str,  # A player
 ) -> list[nn.Parameter]:
     "What the optimizer of a player moves."
-    return [p for net in self.players()[name] for p in net.parameters()]
+    nets = self.players()[name]
+    if None in nets:
+        raise ConfigError(
+            f"{type(self).__name__} was made without a {name}, which serves prediction only; give"
+            " it one to train."
+        )
+    return [p for net in nets for p in net.parameters()]
 
 
 @patch
@@ -111,13 +117,9 @@ def on_before_optimizer_step(self: ManualModule,
     if self.clip_val and self.clip_algorithm == "norm":
         nn.utils.clip_grads_with_norm_(params, self.clip_val, norm)
     elif self.clip_val: nn.utils.clip_grad_value_(params, self.clip_val)
-    name = next(k for k, o in self._optimizers().items() if _inner(o) is _inner(optimizer))
-    self._norms[f"{name}_gradient"] = norm
-
-
-def _inner(optimizer) -> torch.optim.Optimizer:
-    "torch's optimizer, where Lightning has wrapped it."
-    return getattr(optimizer, "optimizer", optimizer)
+    names = [k for k, o in self._optimizers().items() if optimizer in (o, o.optimizer)]
+    # the first steps in half precision overflow on purpose, until a scale is found that does not
+    if names and norm.isfinite(): self._norms[f"{names[0]}_gradient"] = norm
 
 # %% ../../nbs/models/04_manual.ipynb #c16a5f0c
 @patch
@@ -125,10 +127,11 @@ def training_step(self: ManualModule, batch, batch_idx):
     "One batch: every player's turn, then the schedulers."
     self.seed_step(batch_idx)
     self._closing = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
-    # Lightning adds one for every batch; loggers number steps by it
+    # loggers number their rows by a count to which Lightning adds one for every batch
     if not self._closing: self.trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
     for optimizer in list(self._optimizers().values())[1:]:
-        optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure  # not counted
+        # Lightning counts the steps of all optimizers together through these two
+        optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
     self._norms = {}
     parts = self.play(batch)
     self.count(parts | self._norms, len(batch["IM"]))
@@ -173,9 +176,30 @@ def planned_steps(self: ManualModule) -> int:
     "Steps of the whole run; 100 without a trainer."
     steps = super(ManualModule, self).planned_steps()
     if self._trainer is None or self.accumulate == 1: return steps
+    if self.trainer.max_epochs < 0: return steps  # as `max_steps` says
     batches = self.trainer.num_training_batches
     planned = self.trainer.max_epochs * math.ceil(batches / self.accumulate)
     return planned if self.trainer.max_steps < 0 else min(planned, self.trainer.max_steps)
+
+
+@patch
+def check_trainer(self: ManualModule,
+    accumulate: int,  # Batches per step
+    precision: str,  # Lightning's name of a number format
+):
+    "`ConfigError` where the trainer's settings and a game do not go together."
+    if accumulate > 1 and str(precision).startswith("16"):
+        raise ConfigError(
+            f"`trainer.precision` {precision} scales gradients anew at every step of a player,"
+            " which spoils those that another has accumulated; take bf16-mixed, or set"
+            " `trainer.accumulate_grad_batches: 1`."
+        )
+
+
+@patch
+def on_validation_model_zero_grad(self: ManualModule):
+    "Keep gradients that wait for further batches."
+    if self._closing: super(ManualModule, self).on_validation_model_zero_grad()
 
 
 @patch

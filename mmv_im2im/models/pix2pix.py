@@ -15,14 +15,13 @@ from torch import nn
 from ..core import ConfigError
 from mmv_im2im.models.adversarial import (
     AdversarialModule,
-    PatchGAN,
-    as_scales,
+    check_game,
     feature_matching,
     scores_of,
     spread,
 )
 from .base import Im2ImModule, hide_ignored, metric_names
-from .losses import LossSum, apply_loss
+from .losses import LossSum, apply_loss, as_levels
 from ..tiling import unpad
 
 # %% ../../nbs/models/06_pix2pix.ipynb #6e36ef38
@@ -39,7 +38,7 @@ class Pix2Pix(AdversarialModule):
         # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
         adversarial: str = "least_squares",
         adversarial_weight: float = 1.0,  # Weight of the adversarial loss
-        feature_weight: float = 0.0,  # Weight of feature matching; 10 as published for pix2pixHD
+        feature_weight: float = 0.0,  # Weight of feature matching; 10 is usual for pix2pixHD
         warmup_epochs: int = 0,  # Epochs of the reconstruction alone, before the game begins
         discriminator_steps: int = 1,  # Steps of the discriminator per step of the generator
         # Metrics by name, the first picks the best checkpoint; None = those of intensities
@@ -72,7 +71,7 @@ class Pix2Pix(AdversarialModule):
 def translate(self: Pix2Pix, source):
     "Output of the generator, at any size."
     padded, crop = self.fit_size(source)
-    y = self.net(padded)
+    y = as_levels(self.net(padded), source.ndim - 2)[0]
     if padded is source: return y
     return unpad(y, crop)
 
@@ -88,11 +87,7 @@ def compare(self: Pix2Pix, raw, batch):
     "The reconstruction loss, weighted by the cost map; of a sum of losses also its parts."
     name, weight = "reconstruction_loss", batch.get("CM")
     target = hide_ignored(batch["GT"].float(), weight)
-    if raw.shape != target.shape:
-        raise ConfigError(
-            f"the generator gives {raw.shape[1]} channel(s) but the target has {target.shape[1]};"
-            " give it as many output channels as the target has."
-        )
+    self._check_output(raw, target)
     if not isinstance(self.loss, LossSum):
         return {name: apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
@@ -100,11 +95,21 @@ def compare(self: Pix2Pix, raw, batch):
 
 
 @patch
+def _check_output(self: Pix2Pix, raw: torch.Tensor, target: torch.Tensor):
+    "`ConfigError` where the generator's output does not fit the target."
+    if raw.shape != target.shape:
+        raise ConfigError(
+            f"the generator gives {raw.shape[1]} channel(s) but the target has {target.shape[1]};"
+            " give it as many output channels as the target has."
+        )
+
+
+@patch
 def rehearse(self: Pix2Pix, batch):
     "Ask the losses and the discriminator for an opinion on a blank prediction."
     blank = torch.zeros_like(batch["GT"], dtype=torch.float32)
-    if tuple(batch["IM"].shape[2:]) == tuple(self.patch or ()):
-        with torch.no_grad(): self._features(batch["IM"], blank)
+    found = self.try_judge("discriminator", blank, batch["IM"])
+    if found and self.feature_weight: feature_matching(found, found)
     return self.compare(blank, batch)
 
 # %% ../../nbs/models/06_pix2pix.ipynb #0ca68485
@@ -113,7 +118,7 @@ def _features(
     self: Pix2Pix, source: torch.Tensor, image: torch.Tensor
 ) -> list[list[torch.Tensor]]:
     "What the discriminator finds in an image that belongs to a source."
-    return self.judge(self.discriminator, torch.cat([source, image.to(source.dtype)], 1))
+    return self.judge(self.discriminator, image, source)
 
 
 @patch
@@ -122,19 +127,21 @@ def play(self: Pix2Pix, batch):
     weight = batch.get("CM")
     source, target = batch["IM"], hide_ignored(batch["GT"].float(), weight)
     fake = self.translate(source)
+    self._check_output(fake, target)
     seen, parts = hide_ignored(fake, weight), {}
     playing = self.current_epoch >= self.warmup_epochs
     if playing:
         with self.turn("discriminator"):
-            pair = [torch.cat([source, y.detach().to(source.dtype)], 1) for y in (target, seen)]
             for _ in range(self.discriminator_steps):
-                loss, parts["accuracy"] = self.teach(self.discriminator, *pair)
+                loss, parts["accuracy"] = self.teach(
+                    self.discriminator, target, seen.detach(), source
+                )
                 parts["discriminator_loss"] = loss
                 self.learn("discriminator", loss)
     with self.turn("generator"):
         parts |= self._generator_losses(source, fake, seen, target, batch, playing)
         self.learn("generator", parts["loss"])
-    return parts | {"spread": spread(fake, target)}
+    return parts | spread(seen, target)
 
 
 @patch
@@ -182,6 +189,7 @@ def check(cls: Pix2Pix, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where network, metrics and kind of target do not go together."
     super(Pix2Pix, cls).check(spec, spatial_dims, target_kind, pairing)
     metric_names("regression", spec.get("metrics"), "model.metrics")
+    check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(
             "`model.net` is missing: Pix2Pix needs a generator; add `net: {_target_:"
@@ -192,14 +200,3 @@ def check(cls: Pix2Pix, spec, spatial_dims, target_kind, pairing="paired"):
             "`data.target_kind` is 'label', but Pix2Pix learns to make images; set"
             " `data.target_kind: image`, or segment with `model._target_: FCN`."
         )
-    if spec.get("adversarial") == "wgan_gp" and _norm_of(spec) == "batch":
-        raise ConfigError(
-            "`model.adversarial: wgan_gp` asks each image for its own gradient, which batch norm"
-            " in the discriminator mixes; set `model.discriminator.norm: instance` or null."
-        )
-
-
-def _norm_of(spec: dict) -> Optional[str]:
-    "Name of the discriminator's norm in lower case, if it says."
-    norm = (spec.get("discriminator") or {}).get("norm")
-    return str(norm[0] if isinstance(norm, (list, tuple)) else norm).lower()
