@@ -18,7 +18,7 @@ from typing import Callable, Optional
 import numpy as np
 import torch
 from _common import DATA, Clock
-from supervised import TASKS, Spent, files, label_free, mean, nuclei, of_pairs, otsu, over_all, saureus
+from supervised import Spent, label_free, mean, nuclei, of_pairs, otsu, over_all, saureus
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -29,7 +29,7 @@ from mmv_im2im.distances import gradient_correlation, sliced_wasserstein, spectr
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, pearson
 from mmv_im2im.trainers import Im2ImTrainer, Run, train
-from mmv_im2im.vis import save_figure, show_result
+from mmv_im2im.vis import save_figure
 
 Images = list[np.ndarray]
 
@@ -106,8 +106,8 @@ def synthesis(pictures: Optional[str], seeds: int) -> None:
             folder = Path(d)
             masks_first(folder)
             data = {"patches_per_image": 16, "val_fraction": 0.1}
-            (fcn, a), (gan, b) = (run(name, folder, 5, seed, data=data, trainer={"max_epochs": epochs}) for name, epochs in
-                                  (("synthesis_2d", 18), ("synthesis_paired_2d", 12)))
+            fcn, a = run("synthesis_2d", folder, 5, seed, data=data, trainer={"max_epochs": 18})
+            gan, b = run("synthesis_paired_2d", folder, 5, seed, data=data, trainer={"max_epochs": 8}, model={"warmup_epochs": 1})
             models = Predictor(fcn.best, dtype="float32"), Predictor(gan.best, dtype="float32")
             sources, true = of_pairs(folder, "test")
             (smooth, targets), (sharp, _) = (by_own_range(m, predictions(m, folder), true) for m in models)

@@ -6,7 +6,8 @@
 __all__ = ['Pix2Pix']
 
 # %% ../../nbs/models/06_pix2pix.ipynb #229d3cbc
-from typing import Callable, Iterator, Optional, Sequence
+import logging
+from typing import Callable, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
@@ -111,6 +112,17 @@ def rehearse(self: Pix2Pix, batch):
     found = self.try_judge("discriminator", blank, batch["IM"])
     if found and self.feature_weight: feature_matching(found, found)
     return self.compare(blank, batch)
+
+# %% ../../nbs/models/06_pix2pix.ipynb #cb2ebf34
+@patch
+def on_train_start(self: Pix2Pix):
+    "Say so where the warm-up lasts as long as the run."
+    epochs = self.trainer.max_epochs
+    if 0 < epochs <= self.warmup_epochs and self.global_rank == 0:
+        logging.getLogger("mmv_im2im").warning(
+            "the discriminator never plays: `model.warmup_epochs` is %d and `trainer.max_epochs` %d;"
+            " lower the one or raise the other", self.warmup_epochs, epochs,
+        )
 
 # %% ../../nbs/models/06_pix2pix.ipynb #0ca68485
 @patch
