@@ -207,11 +207,10 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
 
 
 def table(
-    # The last has all keys; the first key is a name, the others are numbers
-    rows: Sequence[dict],
+    rows: Sequence[dict],  # The first key is a name, the others are numbers
 ) -> str:
     "Rows as an aligned text table; a number that a row does not have is left out."
-    names = list(rows[-1])
+    names = list(dict.fromkeys(k for r in rows for k in r))
     number = lambda x: "" if x is None else f"{x:.4f}"
     cells = [names] + [[str(r[names[0]]), *(number(r.get(n)) for n in names[1:])] for r in rows]
     widths = [max(len(c[i]) for c in cells) for i in range(len(names))]

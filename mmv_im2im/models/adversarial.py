@@ -34,6 +34,9 @@ class PatchGAN(nn.Module):
         norm: str | Sequence | None = "instance",  # Any of MONAI's; None = none
         spectral: bool = False,  # Spectral normalisation of every layer
         high_pass: float = 0.0,  # Show, times this factor, each channel less its local mean, too
+        # First channels without `high_pass`: the source, whose noise would drown everything else.
+        # Left out in a config, the framework knows
+        beside: int = 0,
     ):
         super().__init__()
         if spatial_dims not in (2, 3) or min(channels, layers, scales) < 1:
@@ -43,7 +46,8 @@ class PatchGAN(nn.Module):
             )
         # a norm over space needs two pixels behind the last step down
         self.high_pass, self.least = high_pass, 2 ** (layers + scales - 1 + bool(norm))
-        seen = in_channels * (2 if high_pass else 1)
+        self.beside = beside
+        seen = in_channels + (in_channels - beside) * bool(high_pass)
         build = lambda: _judge(spatial_dims, seen, channels, layers, norm, spectral)
         self.judges = nn.ModuleList(build() for _ in range(scales))
         self.dims = spatial_dims
@@ -58,7 +62,9 @@ class PatchGAN(nn.Module):
                 f" got {list(x.shape[2:])}; lower its `layers` or `scales`, or set a larger"
                 " `data.patch`."
             )
-        if self.high_pass: x = torch.cat([x, self.high_pass * (x - _local_mean(x))], 1)
+        if self.high_pass:
+            image = x[:, self.beside:]
+            x = torch.cat([x, self.high_pass * (image - _local_mean(image))], 1)
         out = []
         for judge in self.judges:
             y, features = x, []
@@ -260,7 +266,7 @@ def check_game(
 
 # %% ../../nbs/models/05_adversarial.ipynb #c660fdd0
 _log = logging.getLogger("mmv_im2im")
-_WON = 0.99  # Accuracy of a discriminator that has won
+_WON = 0.95  # Accuracy of a discriminator that has won
 _SPREAD = 0.05  # Spread of predictions, relative to targets, of a generator that has collapsed
 _PATIENCE = 3  # Epochs in a row before something is said
 _PENALTY = 10  # Weight of the gradient penalty (Gulrajani et al. 2017)

@@ -6,6 +6,7 @@
 __all__ = ['Pix2Pix']
 
 # %% ../../nbs/models/06_pix2pix.ipynb #229d3cbc
+import inspect
 import logging
 from typing import Callable, Optional, Sequence
 
@@ -13,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import ConfigError
+from ..core import ConfigError, find_class
 from mmv_im2im.models.adversarial import (
     AdversarialModule,
     check_game,
@@ -183,7 +184,10 @@ def from_config(
     cls: Pix2Pix, spec, in_channels, out_channels, spatial_dims, seed=0, trust=(), patch=None
 ):
     "Build both networks, the losses and the framework; `ConfigError` where a description is wrong."
-    spec = dict(spec) | {"discriminator": spec.get("discriminator") or _PATCHGAN}
+    judge = dict(spec.get("discriminator") or _PATCHGAN)
+    made_by = find_class(judge["_target_"], "net", "model.discriminator._target_", trust)
+    if "beside" in inspect.signature(made_by).parameters: judge.setdefault("beside", in_channels)
+    spec = dict(spec) | {"discriminator": judge}
     return super(Pix2Pix, cls).from_config(
         spec, in_channels, out_channels, spatial_dims, seed, trust, patch
     )
