@@ -19,7 +19,7 @@ from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.models.fcn import FCN
-from mmv_im2im.trainers import ChannelsLast, Run, prepare, train
+from mmv_im2im.trainers import ChannelsLast, Run, load_checkpoint, prepare, train
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,8 @@ TRAINED = {
     "monitor": ({"monitor": "val/loss"}, lambda r, w: _best(r, "val/loss", min)),
     "monitor (larger is better)": ({"monitor": "val/iou"}, lambda r, w: _best(r, "val/iou", max)),
     "channels_last": ({"channels_last": True}, lambda r, w: any(isinstance(c, ChannelsLast) for c in w.trainer.callbacks)),
+    "ema": ({"ema": 0.9}, lambda r, w: "current_model_state" in load_checkpoint(r.last)),
+    "swa": ({"swa": 0.5}, lambda r, w: "current_model_state" in load_checkpoint(r.last)),
     "checkpoint_every_n_steps": ({"checkpoint_every_n_steps": 2}, lambda r, w: w.saved_within),
     "pictures": ({"pictures": 1}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 1),
     "pictures (two)": ({"pictures": 2}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 2),
@@ -293,8 +295,8 @@ def test_path_of_the_data(tmp_path, pairs):
     with pytest.raises((ConfigError, DataError), match="nowhere"): _seen(configured("", tmp_path / "nowhere"))
 
 
-# tests/test_supervised.py has those that need another run or another task
-ELSEWHERE = {"init_from", "dtype", "metrics"}
+# tests/test_supervised.py and test_adversarial.py have those that need another run or another task
+ELSEWHERE = {"init_from", "dtype", "metrics", "direction"}
 
 
 # Prediction
