@@ -461,7 +461,7 @@ def _metrics(self: Predictor, names: Optional[Sequence[str]], pairing: str) -> O
         )
     return chosen
 
-
+# %% ../../nbs/inference/00_predictor.ipynb #a41c6722
 _COMPARED = 64  # Images of a set that are kept to be compared as a whole
 
 
@@ -512,7 +512,6 @@ def _swapped(sample: dict) -> dict:
     "A sample whose target is the source, and the reverse."
     names = {"IM": "GT", "GT": "IM"}
     return {names.get(k, k): v for k, v in sample.items()}
-
 
 # %% ../../nbs/inference/00_predictor.ipynb #3a2ff797
 def mean_row(

@@ -28,7 +28,8 @@ class PatchGAN(nn.Module):
         spatial_dims: int,  # 2 or 3
         in_channels: int,  # Channels that it sees
         channels: int = 64,  # Width of the first layer; it doubles with each, up to eight times
-        # Steps down by two; sizes must be at least `2**(layers + scales - 1)`, twice that with a norm
+        # Steps down by two; sizes must be at least `2**(layers + scales - 1)`, with a norm twice as
+        # large
         layers: int = 3,
         scales: int = 1,  # Networks, each at half the size of the one before
         norm: str | Sequence | None = "instance",  # Any of MONAI's; None = none

@@ -229,7 +229,7 @@ def _generator_losses(
     total = sum(weights[k.removeprefix("back_")] * v for k, v in parts.items())
     return {"loss": total} | parts
 
-
+# %% ../../nbs/models/07_cyclegan.ipynb #e9660642
 def _apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Mean absolute difference."
     return F.l1_loss(x.float(), y.float())
