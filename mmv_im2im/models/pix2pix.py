@@ -121,8 +121,8 @@ def on_train_start(self: Pix2Pix):
     epochs = self.trainer.max_epochs
     if 0 < epochs <= self.warmup_epochs and self.global_rank == 0:
         logging.getLogger("mmv_im2im").warning(
-            "the discriminator never plays: `model.warmup_epochs` is %d and `trainer.max_epochs` %d;"
-            " lower the one or raise the other", self.warmup_epochs, epochs,
+            "the discriminator never plays: `model.warmup_epochs` is %d and `trainer.max_epochs`"
+            " %d; lower the one or raise the other", self.warmup_epochs, epochs,
         )
 
 # %% ../../nbs/models/06_pix2pix.ipynb #0ca68485
