@@ -227,7 +227,8 @@ def model_of(name: str):
     "The framework of a preset, and its networks."
     from mmv_im2im.core import find_class
     cfg = preset(name)
-    module, _ = find_class(cfg.model["_target_"], "framework").from_config(cfg.model, 1, 1, 2)
+    spec = {k: v for k, v in cfg.model.items() if k != "warmup_epochs"}  # the steps of the game are timed
+    module, _ = find_class(spec["_target_"], "framework").from_config(spec, 1, 1, 2)
     return module
 
 
