@@ -19,7 +19,7 @@ from ..core import ConfigError
 from mmv_im2im.models.adversarial import (
     AdversarialModule, ReplayBuffer, check_game, scores_of, spread
 )
-from .base import metric_names
+from .base import check_target_kind, metric_names
 from ..tiling import unpad
 
 # %% ../../nbs/models/07_cyclegan.ipynb #f77f2692
@@ -338,10 +338,4 @@ def check(cls: CycleGAN, spec, spatial_dims, target_kind, pairing="paired"):
             "`model.net` is missing: CycleGAN needs a generator; add `net: {_target_:"
             " ResNetGenerator}`."
         )
-    if (task == "segmentation") != (target_kind == "label"):
-        want = "label" if task == "segmentation" else "image"
-        raise ConfigError(
-            f"`model.task` is {task}, which learns from targets of kind '{want}', but"
-            f" `data.target_kind` is '{target_kind}'; set `data.target_kind: {want}`, or change the"
-            " task."
-        )
+    check_target_kind(task, target_kind)

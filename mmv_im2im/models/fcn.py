@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import ConfigError, DataError
-from .base import Im2ImModule, hide_ignored, metric_names
+from .base import Im2ImModule, check_target_kind, hide_ignored, metric_names
 from mmv_im2im.models.losses import (
     DiceCELoss,
     LossSum,
@@ -167,13 +167,7 @@ def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
         raise ConfigError(
             "`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`."
         )
-    if (task == "segmentation") != (target_kind == "label"):
-        want = "label" if task == "segmentation" else "image"
-        raise ConfigError(
-            f"`model.task` is {task}, which learns from targets of kind '{want}', but"
-            f" `data.target_kind` is '{target_kind}'; set `data.target_kind: {want}`, or change the"
-            " task."
-        )
+    check_target_kind(task, target_kind)
 
 
 @patch(cls_method=True)
