@@ -96,11 +96,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
 
 # %% ../nbs/08_cli.ipynb #4ff092ef
 def _train(cfg: Config, trust: Sequence[str]) -> int:
-    from mmv_im2im.trainers import train
+    from mmv_im2im.trainers import rank_zero_only, train
     run = train(cfg, trust=trust)
-    if not (run.folder / "run.json").is_file():
-        print(f"stopped; continue with: run_im2im --config {run.folder}")
+    first = rank_zero_only.rank == 0
+    if run.interrupted:
+        if first: print(f"stopped; continue with: run_im2im --config {run.folder}")
         return 130
+    if not first: return 0
     r = run.result
     print(
         f"finished: {r['epochs']} epochs, {r['steps']} steps, {r['seconds']:.0f} s; best"

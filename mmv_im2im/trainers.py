@@ -558,6 +558,7 @@ def _check_same(folder: Path, config: dict, begun: bool):
 class Run:
     "A run folder, its checkpoints and its figures."
     folder: Path  # The run folder
+    interrupted: bool = False  # Stopped before its end; the same command goes on
 
     @property
     def best(self) -> Path:
@@ -746,8 +747,8 @@ def train(
 # %% ../nbs/07_trainers.ipynb #570715c5
 def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float) -> Run:
     "Draw the curves and mark the run as finished."
-    run = Run(folder)
-    if trainer.interrupted or not trainer.is_global_zero: return run
+    run = Run(folder, trainer.interrupted)
+    if run.interrupted or not trainer.is_global_zero: return run
     best = next(c for c in trainer.checkpoint_callbacks if c.monitor)
     if run.metrics: save_figure(run.plot(), folder / "curves.png")
     score = None if best.best_model_score is None else float(best.best_model_score)

@@ -11,7 +11,8 @@ import torch
 import yaml
 from chain import REGRESS, SEGMENT, checkpoint, run, same_weights, shell, start, write_yaml
 
-from mmv_im2im.config import from_dict, load_config, to_dict
+from mmv_im2im import cli, trainers
+from mmv_im2im.config import Config, from_dict, load_config, to_dict
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import sample_data, simulate_set
 from mmv_im2im.inference.predictor import Predictor
@@ -106,6 +107,15 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, model, trai
     whole, parts = (read_metrics(tmp_path / f / "metrics.csv") for f in ("whole", "killed"))
     assert [(r["epoch"], r["step"]) for r in parts] == [(r["epoch"], r["step"]) for r in whole]
     assert parts == whole
+
+
+@pytest.mark.parametrize("stopped, code", [(False, 0), (True, 130)])
+def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, capsys, monkeypatch, stopped, code):
+    "Its exit code, by which Lightning judges the whole run, is that of its own end, and it says nothing."
+    monkeypatch.setattr(trainers, "train", lambda cfg, trust: trainers.Run(tmp_path, stopped))
+    monkeypatch.setattr(trainers.rank_zero_only, "rank", 1)
+    assert cli._train(Config(), ()) == code
+    assert capsys.readouterr().out == ""
 
 
 def test_kill_9_at_any_moment(tmp_path, pairs):
