@@ -7,7 +7,7 @@ PACKAGE = "mmv_im2im"
 FLOORS = {
     1: ("core",),
     2: ("config", "metrics", "distances", "vis", "tiling", "postprocess"),
-    3: ("data_modules", "models"),
+    3: ("data_modules", "models", "checkpoints", "callbacks", "tuning", "report"),
     4: ("trainers", "inference"),
     5: ("cli", "widgets"),
 }

@@ -9,12 +9,13 @@ import pytest
 import torch
 from chain import checkpoint, run, same_weights, shell, write_yaml
 
+from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import from_dict, preset
 from mmv_im2im.core import ConfigError, find_class
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor, mean_row
-from mmv_im2im.trainers import load_checkpoint, prepare, read_metrics, train
+from mmv_im2im.trainers import prepare, train
 
 NET = {"_target_": "UNet", "channels": [4, 8], "strides": [2], "num_res_units": 0, "norm": "batch"}
 JUDGE = {"_target_": "PatchGAN", "channels": 4, "layers": 2, "norm": None}

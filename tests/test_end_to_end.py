@@ -12,11 +12,12 @@ import yaml
 from chain import REGRESS, SEGMENT, checkpoint, run, same_weights, shell, start, write_yaml
 
 from mmv_im2im import cli, trainers
+from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import Config, from_dict, load_config, to_dict
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import sample_data, simulate_set
 from mmv_im2im.inference.predictor import Predictor
-from mmv_im2im.trainers import load_checkpoint, open_run, read_metrics, train
+from mmv_im2im.trainers import open_run, train
 
 DROPOUT = SEGMENT["model"] | {"net": SEGMENT["model"]["net"] | {"dropout": 0.3}}
 STEPWISE = {"scheduler": {"_target_": "OneCycleLR", "max_lr": 0.01}, "scheduler_interval": "step"}
@@ -109,12 +110,12 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, model, trai
     assert parts == whole
 
 
-@pytest.mark.parametrize("stopped, code", [(False, 0), (True, 130)])
-def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, capsys, monkeypatch, stopped, code):
-    "Its exit code, by which Lightning judges the whole run, is that of its own end, and it says nothing."
+@pytest.mark.parametrize("stopped", [0, signal.SIGTERM])
+def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, capsys, monkeypatch, stopped):
+    "It ends well, however soon, or Lightning would end the first; and it says nothing."
     monkeypatch.setattr(trainers, "train", lambda cfg, trust: trainers.Run(tmp_path, stopped))
     monkeypatch.setattr(trainers.rank_zero_only, "rank", 1)
-    assert cli._train(Config(), ()) == code
+    assert cli._train(Config(), ()) == 0
     assert capsys.readouterr().out == ""
 
 

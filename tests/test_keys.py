@@ -1,5 +1,6 @@
 "Every key of the config changes what happens."
 import errno
+import inspect
 import shutil
 from dataclasses import fields
 
@@ -12,6 +13,8 @@ import zarr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from chain import REGRESS, SEGMENT, run, same_weights, write_yaml
 
+from mmv_im2im.callbacks import ChannelsLast
+from mmv_im2im.checkpoints import load_checkpoint
 from mmv_im2im.config import Config, DataConfig, PredictConfig, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, DataError
 from mmv_im2im.data_modules import caching
@@ -19,7 +22,7 @@ from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.models.fcn import FCN
-from mmv_im2im.trainers import ChannelsLast, Run, load_checkpoint, prepare, train
+from mmv_im2im.trainers import Run, prepare, train
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,7 @@ def test_hardware_keys_reach_lightning(key, tmp_path, pairs, monkeypatch):
     class Seen(Exception): pass
 
     def init(self, **kwargs): raise Seen(kwargs)
+    init.__signature__ = inspect.signature(pl.Trainer.__init__)
     monkeypatch.setattr(pl.Trainer, "__init__", init)
     with pytest.raises(Seen) as seen: train(configured(tmp_path / "run", pairs, trainer={key: HANDED_ON[key]}))
     assert seen.value.args[0][key] == HANDED_ON[key]

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmv_im2im.checkpoints import load_checkpoint
 from mmv_im2im.config import net_names, net_preset, net_text, preset, preset_names, preset_text
 from mmv_im2im.data_modules.images import write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor
-from mmv_im2im.trainers import load_checkpoint, train
+from mmv_im2im.trainers import train
 
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False, "pictures": 0}
 SIZE = {2: (40, 48), 3: (16, 36, 40)}

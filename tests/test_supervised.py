@@ -7,12 +7,13 @@ import pytest
 import torch
 from chain import REGRESS, SEGMENT, run, write_yaml
 
+from mmv_im2im.checkpoints import load_checkpoint
 from mmv_im2im.config import from_dict, preset
 from mmv_im2im.core import ConfigError, DataError
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor
-from mmv_im2im.trainers import begin_from, load_checkpoint, prepare, train
+from mmv_im2im.trainers import begin_from, prepare, train
 
 
 def configured(out, path, base=REGRESS, **sections):

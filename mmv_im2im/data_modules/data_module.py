@@ -562,6 +562,13 @@ def _prepare(self: Im2ImDataModule):
     if self.cache != "none": prepare_samples(self.val_store, items)
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #217c2c97
+@patch(as_prop=True)
+def patches_per_epoch(self: Im2ImDataModule) -> int:
+    "How many patches all processes together visit in an epoch."
+    self.setup()
+    return _visited(self) * self.per_image
+
+
 @patch
 def _position(self: Im2ImDataModule) -> tuple[int, int]:
     "The epoch that Lightning is in, and how many of its batches were used before."
@@ -615,7 +622,9 @@ def _workers(self: Im2ImDataModule, world: int) -> int:
 @patch
 def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoader:
     "A loader that holds this process's share of the portion; it is made once and goes on."
-    if getattr(self, "_rolling", None): return self._rolling
+    if getattr(self, "_rolling", None):
+        self._rolling.batch_size = self.batch_size
+        return self._rolling
     domains = [d for d in split_domains(self.train_items) if d]
     held = [max(1, round(self.portion * len(d)) // world) for d in domains]
     if min(map(len, domains)) < world:

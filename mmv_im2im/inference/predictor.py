@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..checkpoints import find_checkpoint, load_checkpoint
 from ..core import ConfigError, DataError, Im2ImError, find_class
 from mmv_im2im.data_modules.images import (
     check_finite,
@@ -35,7 +36,7 @@ from ..distances import DISTANCES, set_metrics
 from ..metrics import METRICS, check_metrics
 from ..models.base import hide_ignored, metric_names, split_metrics
 from ..postprocess import Postprocess, as_postprocess, postprocess, to_dtype
-from ..trainers import find_checkpoint, load_checkpoint
+
 
 # %% ../../nbs/inference/00_predictor.ipynb #bcc32687
 def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequence[str]):

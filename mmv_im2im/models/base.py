@@ -103,6 +103,8 @@ class Im2ImModule(pl.LightningModule):
             )
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.seed = scheduler_interval, seed
+        # A rate that was searched and found; it takes the place of those described
+        self.lr: Optional[float] = None
         # The resolved config of the run, kept in every checkpoint
         self.config: Optional[dict] = None
         # Training patch; prediction tiles are chosen from it
@@ -210,6 +212,12 @@ def count(self: Im2ImModule,
         self._seen[k] = self._seen.get(k, 0) + n
     step = {"on_step": True, "on_epoch": False, "batch_size": n}
     self.log("train/loss_step", parts["loss"].detach(), **step)
+
+
+@patch(as_prop=True)
+def epoch_loss(self: Im2ImModule) -> Optional[torch.Tensor]:
+    "Mean training loss of the epoch so far; None before its first step."
+    return self._sums["loss"] / self._seen["loss"] if self._sums else None
 
 # %% ../../nbs/models/00_base.ipynb #ab7eaa68
 @patch
@@ -463,8 +471,12 @@ def make_optimizer(self: Im2ImModule,
 ) -> torch.optim.Optimizer:
     "The optimizer for `params`."
     spec = getattr(self, key) or self.optimizer or {"_target_": "AdamW", "lr": 1e-3}
-    if not isinstance(spec, dict): return spec(params)
-    return build(spec, "optimizer", f"model.{key}", params=params)
+    made = (
+        build(spec, "optimizer", f"model.{key}", params=params) if isinstance(spec, dict)
+        else spec(params)
+    )
+    for group in made.param_groups if self.lr else (): group["lr"] = self.lr
+    return made
 
 
 @patch
@@ -480,6 +492,9 @@ def make_scheduler(self: Im2ImModule,
             by_epoch = self.scheduler_interval == "epoch" and self._trainer is not None
             given["total_steps"] = self.trainer.max_epochs if by_epoch else 0
             if given["total_steps"] < 1: given["total_steps"] = self.planned_steps()
+        if self.lr and "max_lr" in inspect.signature(cls).parameters:
+            given["max_lr"] = self.lr
+            spec = {k: v for k, v in spec.items() if k != "max_lr"}
         made = build(spec, "scheduler", "model.scheduler", **given)
     else:
         made = spec(optimizer)
@@ -491,7 +506,7 @@ def make_scheduler(self: Im2ImModule,
         )
     return {"scheduler": made, "interval": self.scheduler_interval, "monitor": self.monitor}
 
-
+# %% ../../nbs/models/00_base.ipynb #7b1e344f
 @patch
 def planned_steps(self: Im2ImModule) -> int:
     "Optimisation steps of the whole run; 100 without a trainer."
