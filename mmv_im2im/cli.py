@@ -140,7 +140,7 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
 
 def _expect(e: dict, epochs: int) -> str:
     "What `estimate` found, in words; what to change where it does not fit."
-    room = f"a batch of {e['batch_size']} takes {e['gb']:.1f} GB of {e['free_gb']:.1f} GB free"
+    room = f"a batch of {e['batch_size']} takes {e['gb']:.2g} GB of {e['free_gb']:.1f} GB free"
     if "epoch_seconds" not in e:
         return (
             f"memory: {room}, which is too much: set `data.batch_size: {e['fits']}`, or a smaller"

@@ -332,17 +332,17 @@ class _Length:
     min_steps: Optional[int] = option(None, low=1)  # Do not stop early before so many steps
     # Stop when the monitored figure has not improved for 10 validations (true), or for so many
     early_stopping: Any = False
-    # Use only so many batches (a whole number above 1) or this fraction of an epoch
-    limit_train_batches: Optional[float] = option(None, low=0)
+    # Use only so many batches of an epoch (a whole number, 1 too) or this fraction (1.0 = all)
+    limit_train_batches: Any = None
     # The same for images of a validation; 0 = no validation
-    limit_val_batches: Optional[float] = option(None, low=0)
-    # Train and validate on the same few batches, so many or this fraction: can the model learn?
-    overfit_batches: float = option(0.0, low=0)
+    limit_val_batches: Any = None
+    # Train on the same few batches again and again, so many or this fraction: can the model learn?
+    overfit_batches: Any = 0.0
     # Train and validate so many batches (true = 1), write nothing: does everything work?
     fast_dev_run: Any = False
     check_val_every_n_epoch: Optional[int] = option(1, low=1)  # Validate every so many epochs
     # Validate within an epoch, after this fraction of it or so many batches
-    val_check_interval: Optional[float] = option(None, low=0)
+    val_check_interval: Any = None
     num_sanity_val_steps: int = option(0, low=-1)  # Images to validate before training; -1 = all
 
 # %% ../nbs/01_config.ipynb #a6008e5f
@@ -369,7 +369,6 @@ class _Hardware:
     deterministic: bool = False  # Only algorithms that repeat exactly on a GPU; slower
     # Let cuDNN try which algorithms are fastest; null = only if not deterministic
     benchmark: Optional[bool] = None
-    inference_mode: bool = True  # Validate in torch.inference_mode, else in torch.no_grad
     plugins: List[Dict[str, Any]] = option([])  # Plugins of Lightning, by name
     # Put the job back in SLURM's queue when the cluster stops it
     requeue: bool = False
@@ -449,9 +448,11 @@ def _check_trainer(trainer: TrainerConfig):
         )
     for name in _PARTS_OF_AN_EPOCH:
         limit = getattr(trainer, name)
-        if limit is not None and limit > 1 and limit % 1:
+        whole = _fits(limit, int) and limit >= 0
+        if limit is not None and not whole and not (_fits(limit, float) and 0 <= limit <= 1):
             raise ConfigError(
-                f"`trainer.{name}` must be a fraction up to 1 or a whole number; got {limit}."
+                f"`trainer.{name}` must be a whole number of batches or a fraction up to 1.0; got"
+                f" {limit!r}."
             )
     if trainer.check_val_every_n_epoch is None and trainer.val_check_interval is None:
         raise ConfigError(
@@ -517,6 +518,7 @@ REFUSED = {
         "partial loading exchanges images by itself; set `data.portion` and"
         " `data.portion_epochs`"
     ),
+    "inference_mode": "validation within training runs under torch.no_grad whatever it says",
     "limit_test_batches": "testing is not a part of training; use `mode: evaluate`",
     "limit_predict_batches": "prediction is not a part of training; use `mode: predict`",
     "barebones": (

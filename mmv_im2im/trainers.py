@@ -30,6 +30,7 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
@@ -489,11 +490,6 @@ _OWN = (
 _BESIDE = (
     "callbacks", "plugins", "logger", "init_from", "lr_finder", "batch_size_finder", "requeue"
 )
-_PARTS_OF_AN_EPOCH = (
-    "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"
-)
-
-
 def lightning_arguments(
 ) -> list[str]:  # As the installed version has them
     "Names of the arguments of `pl.Trainer`."
@@ -514,9 +510,6 @@ def _lightning_arguments(cfg: Config) -> dict:
                 f"`trainer.{f.name}`: pytorch_lightning {pl.__version__} has no such argument;"
                 " leave it out."
             )
-    for name in _PARTS_OF_AN_EPOCH:
-        # Lightning takes 1.0 for all and 1 for a single batch
-        if out.get(name, 0) > 1: out[name] = int(out[name])
     return out
 
 
@@ -545,6 +538,8 @@ def _make_trainer(
     arguments = _lightning_arguments(cfg) | {k: getattr(t, k) for k in _OWN} | {
         "callbacks": [*made["callbacks"], *callbacks], "plugins": plugins, "logger": logger
     }
+    # Lightning takes a number format by name or as a plugin
+    if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
     try:
         trainer = Im2ImTrainer(folder, **arguments | changes)
     except (MisconfigurationException, ValueError) as e:

@@ -23,6 +23,13 @@ REGRESS = SEGMENT | {
     "model": SEGMENT["model"] | {"task": "regression", "loss": {"_target_": "MSELoss"}},
 }
 
+_JUDGE = {"_target_": "PatchGAN", "layers": 2, "channels": 4}
+_GAME = {"net": SEGMENT["model"]["net"], "discriminator": _JUDGE, "optimizer": {"_target_": "Adam", "lr": 1.0e-3}}
+GAMES = {
+    "Pix2Pix": REGRESS | {"model": {"_target_": "Pix2Pix"} | _GAME},
+    "CycleGAN": REGRESS | {"model": {"_target_": "CycleGAN"} | _GAME, "data": REGRESS["data"] | {"pairing": "unpaired"}},
+}
+
 
 def write_yaml(path: Path, config: dict, **sections) -> Path:
     "A yaml of `config`, with the keys of some sections changed."

@@ -42,7 +42,9 @@ def configured(out, path, base=SEGMENT, **sections):
 
 class Watch(pl.Callback):
     "What happens while a run trains."
-    def __init__(self): self.batches, self.validations, self.saved_within, self.strict = [0], 0, False, False
+    def __init__(self):
+        self.batches, self.sums, self.validations = [0], [], 0
+        self.images = self.saved_within = self.strict = self.anomaly = False
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.trainer, self.strict = trainer, torch.are_deterministic_algorithms_enabled()
@@ -50,7 +52,11 @@ class Watch(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches[-1] += 1
+        self.sums.append(float(batch["IM"].sum()))
+        self.anomaly |= torch.is_anomaly_enabled()
         if trainer.current_epoch == 0 and (trainer.run_folder / "checkpoints" / "last.ckpt").exists(): self.saved_within = True
+
+    def on_validation_batch_end(self, *_): self.images += 1
 
     def on_validation_end(self, trainer, pl_module): self.validations += 1
 
@@ -73,6 +79,9 @@ def _points(run: Run, figure: str) -> int:
     return len(board.Scalars(figure)) if figure in board.Tags()["scalars"] else 0
 
 
+STOP_AT_ONCE = {"_target_": "EarlyStopping", "monitor": "val/loss", "stopping_threshold": 1e6}
+
+
 # key: (value and what else it needs, what must be true of the run and of what was seen)
 TRAINED = {
     "max_epochs": ({"max_epochs": 3}, lambda r, w: w.trainer.current_epoch == 3 and len(r.metrics) == 3),
@@ -84,6 +93,7 @@ TRAINED = {
     "deterministic": ({"deterministic": True}, lambda r, w: w.strict),
     "check_val_every_n_epoch": ({"check_val_every_n_epoch": 2}, lambda r, w: w.validations == 1),
     "limit_train_batches": ({"limit_train_batches": 3}, lambda r, w: w.batches == [3, 3]),
+    "limit_train_batches (one)": ({"limit_train_batches": 1}, lambda r, w: w.batches == [1, 1]),
     "limit_train_batches (a part)": ({"limit_train_batches": 0.5}, lambda r, w: w.batches == [2, 2]),
     "enable_progress_bar": ({"enable_progress_bar": True}, lambda r, w: w.trainer.progress_bar_callback is not None),
     "profiler": ({"profiler": "simple"}, lambda r, w: "run_training_epoch" in w.trainer.profiler.summary()),
@@ -95,15 +105,33 @@ TRAINED = {
     "checkpoint_every_n_steps": ({"checkpoint_every_n_steps": 2}, lambda r, w: w.saved_within),
     "pictures": ({"pictures": 1}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 1),
     "pictures (two)": ({"pictures": 2}, lambda r, w: len(list((r.folder / "pictures").glob("epoch_0000_*.png"))) == 2),
-    "callbacks": ({"callbacks": [{"_target_": "EarlyStopping", "monitor": "val/loss", "stopping_threshold": 1e6}]},
-                  lambda r, w: w.trainer.current_epoch == 1),
+    "callbacks": ({"callbacks": [STOP_AT_ONCE]}, lambda r, w: w.trainer.current_epoch == 1),
     "log_every_n_steps": ({"log_every_n_steps": 1, "callbacks": [{"_target_": "LearningRateMonitor", "logging_interval": "step"}]},
                           lambda r, w: len({m["step"] for m in r.metrics}) == 8),
+    "min_epochs": ({"min_epochs": 3, "max_epochs": 5, "callbacks": [STOP_AT_ONCE]}, lambda r, w: w.trainer.current_epoch == 3),
+    "min_steps": ({"min_steps": 6, "callbacks": [STOP_AT_ONCE]}, lambda r, w: w.trainer.global_step == 6),
+    "early_stopping": ({"early_stopping": 1, "max_epochs": 40}, lambda r, w: 2 < w.trainer.current_epoch < 40),
+    "limit_val_batches": ({"limit_val_batches": 1}, lambda r, w: w.images == w.validations == 2),
+    "overfit_batches": ({"overfit_batches": 1}, lambda r, w: w.batches == [1, 1] and len(set(w.sums)) == 1),
+    "val_check_interval": ({"val_check_interval": 2}, lambda r, w: w.validations == 4),
+    "num_sanity_val_steps": ({"num_sanity_val_steps": 1}, lambda r, w: w.validations == 3),
+    "compile": ({"compile": "eager"}, lambda r, w: w.trainer.lightning_module.net._compiled_call_impl is not None),
+    "plugins": ({"plugins": [{"_target_": "MixedPrecision", "precision": "bf16-mixed", "device": "cpu"}]},
+                lambda r, w: w.trainer.precision == "bf16-mixed"),
+    "gradient_clip_algorithm": ({"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "value"},
+                                lambda r, w: w.trainer.gradient_clip_algorithm == "value"),
+    "detect_anomaly": ({"detect_anomaly": True}, lambda r, w: w.anomaly),
+    "save_top_k": ({"save_top_k": 2}, lambda r, w: len(list((r.folder / "checkpoints").glob("top_*.ckpt"))) == 2),
+    "keep_every_n_epochs": ({"keep_every_n_epochs": 1}, lambda r, w: len(list((r.folder / "checkpoints").glob("epoch_*.ckpt"))) == 2),
+    "enable_model_summary": ({"enable_model_summary": True},
+                             lambda r, w: any(isinstance(c, pl.callbacks.ModelSummary) for c in w.trainer.callbacks)),
+    "logger": ({"logger": False}, lambda r, w: not (r.folder / "tensorboard").exists()),
     "log_every_n_steps (TensorBoard)": ({"log_every_n_steps": 2}, lambda r, w: _points(r, "train/loss_step") == 4),
 }
 # keys that need other hardware to be seen at work: the value that must reach Lightning
-HANDED_ON = {"accelerator": "gpu", "devices": [0, 1], "strategy": "ddp", "num_nodes": 3}
-SAME_WEIGHTS = ("deterministic", "enable_progress_bar", "profiler", "monitor", "checkpoint", "pictures", "log_every", "check_val")
+HANDED_ON = {"accelerator": "gpu", "devices": [0, 1], "strategy": "ddp", "num_nodes": 3, "sync_batchnorm": True, "benchmark": True}
+SAME_WEIGHTS = ("deterministic", "enable_", "profiler", "monitor", "checkpoint", "pictures", "log", "check_val", "limit_val", "val_check",
+                "num_sanity", "compile", "detect", "save_top", "keep_every")
 
 
 @pytest.mark.parametrize("case", TRAINED)
@@ -299,8 +327,8 @@ def test_path_of_the_data(tmp_path, pairs):
     with pytest.raises((ConfigError, DataError), match="nowhere"): _seen(configured("", tmp_path / "nowhere"))
 
 
-# tests/test_supervised.py and test_adversarial.py have those that need another run or another task
-ELSEWHERE = {"init_from", "dtype", "metrics", "direction"}
+# tests/test_supervised.py, test_adversarial.py and test_trainer.py have those that need another run or another task
+ELSEWHERE = {"init_from", "dtype", "metrics", "direction", "fast_dev_run", "lr_finder", "batch_size_finder", "requeue"}
 
 
 # Prediction

@@ -577,7 +577,8 @@ def _position(self: Im2ImDataModule) -> tuple[int, int]:
     loop = trainer.fit_loop
     epoch = loop.epoch_progress.current.processed
     begun = loop.epoch_progress.current.started > epoch
-    return epoch, loop.epoch_loop.batch_progress.current.ready if begun else 0
+    within = loop.epoch_loop.batch_progress.current.ready if begun else 0
+    return 0 if trainer.overfit_batches else epoch, within
 
 
 @patch
