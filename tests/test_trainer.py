@@ -296,3 +296,18 @@ def test_check_foretells_time_and_memory(tmp_path, pairs, capsys):
     assert "GB free" in said and "5 steps, 1 images validated" in said and "3 epochs" in said
     assert run(*command, "--data.batch_size", 10**7, "--data.patches_per_image", 10**7) == 0
     assert "which is too much: set `data.batch_size:" in capsys.readouterr().out
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path, pairs):
+    "The signal reaches the first process only; both stop after the same batch, and the run goes on to the same weights."
+    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, data={"batch_size": 2}, trainer={"devices": 2, "max_epochs": 12, "log_every_n_steps": 1})
+    command = [sys.executable, "-m", "mmv_im2im.cli", "--config", str(cfg), "--data.path", str(pairs), "--out"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    training = subprocess.Popen([*command, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    while training.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists(): time.sleep(0.02)
+    training.send_signal(signal.SIGTERM)
+    said, err = training.communicate(timeout=120)
+    assert training.returncode == 128 + signal.SIGTERM, said + err
+    assert said.count("continue with") == 1 and 0 < checkpoint(tmp_path / "run")["global_step"] < 60
+    for name in ("run", "whole"): processes(*command[3:], tmp_path / name)
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
