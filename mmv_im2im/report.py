@@ -91,9 +91,9 @@ def write_report(
     starts, result = _read(folder / "environment.json") or [], _read(folder / "run.json") or {}
     tuned, last = _read(folder / "tuned.json"), starts[-1] if starts else {}
     parts = [
-        _table(_figures(result)),
+        _table(_figures(result, folder)),
         _picture(folder / "curves.png", "Learning curves"),
-        *[_picture(p, p.stem.replace("_", " ")) for p in _last_pictures(folder, pictures)],
+        "\n".join(_picture(p) for p in _last_pictures(folder, pictures)),
         _picture(folder / "lr_finder.png", "Learning rate finder"),
         _table({k: v for k, v in (tuned or {}).items() if not isinstance(v, list)}, "Found"),
         _text(folder / "config.yaml", "Configuration"),
@@ -111,7 +111,7 @@ def _read(path: Path):
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _figures(result: dict) -> dict:
+def _figures(result: dict, folder: Path) -> dict:
     "How the run ended, for people."
     if not result: return {"state": "not finished"}
     seconds, score = result["seconds"], result["best_score"]
@@ -121,7 +121,7 @@ def _figures(result: dict) -> dict:
         "steps": result["steps"],
         "time": f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes",
         "highest memory": f"{result['peak_memory_gb']:.1f} GB",
-        "to predict": "run_im2im --config FOLDER --mode predict --predict.path IMAGES",
+        "to predict": f"run_im2im --config {folder} --mode predict --predict.path IMAGES",
     }
 
 
@@ -131,12 +131,12 @@ def _last_pictures(folder: Path, most: int) -> list[Path]:
     return [p for p in found if p.name[:10] == found[-1].name[:10]][:most]
 
 # %% ../nbs/10_report.ipynb #720cbba2
-def _picture(path: Path, title: str) -> str:
+def _picture(path: Path, title: str = "") -> str:
     "A picture inside the page; empty where there is none."
     if not path.is_file(): return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    alt = html.escape(title)
-    return f'<h2>{alt}</h2>\n<img alt="{alt}" src="data:image/png;base64,{data}">'
+    data, alt = base64.b64encode(path.read_bytes()).decode(), html.escape(title or path.stem)
+    heading = f"<h2>{alt}</h2>\n" * bool(title)
+    return f'{heading}<img alt="{alt}" src="data:image/png;base64,{data}">'
 
 
 def _table(rows: dict, title: str = "") -> str:

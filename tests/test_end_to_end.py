@@ -2,7 +2,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -117,21 +116,6 @@ def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, caps
     monkeypatch.setattr(trainers.rank_zero_only, "rank", 1)
     assert cli._train(Config(), ()) == 0
     assert capsys.readouterr().out == ""
-
-
-def test_kill_9_at_any_moment(tmp_path, pairs):
-    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, trainer={"max_epochs": 30})
-    command, last = ("--config", cfg, "--data.path", pairs, "--out"), tmp_path / "run" / "checkpoints" / "last.ckpt"
-    training = start(*command, tmp_path / "run")
-    while training.poll() is None and not last.exists(): time.sleep(.01)
-    time.sleep(.2)
-    training.kill()
-    training.communicate()
-    assert training.returncode == -signal.SIGKILL, "the run ended before it could be killed; give it more epochs"
-    assert 0 <= load_checkpoint(last)["epoch"] < 29
-    for name in ("run", "whole"): assert run(*command, tmp_path / name) == 0
-    assert same_weights(tmp_path / "run", tmp_path / "whole")
-    assert read_metrics(tmp_path / "run" / "metrics.csv") == read_metrics(tmp_path / "whole" / "metrics.csv")
 
 
 # The rules of the run folder

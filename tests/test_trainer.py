@@ -285,7 +285,7 @@ def test_the_run_folder_says_what_it_was_made_with(tmp_path, pairs):
     made, = json.loads((result.folder / "environment.json").read_text())
     assert made["versions"]["torch"] == torch.__version__ and made["machine"]["cores"] == os.cpu_count()
     page = (result.folder / "report.html").read_text()
-    for text in ("best val/dice", "highest memory", "Learning curves", "epoch 0000", "Configuration", "Profile", "versions: torch"): assert text in page
+    for text in ("best val/dice", "highest memory", "Learning curves", "epoch_0000", "Configuration", "Profile", "versions: torch"): assert text in page
 
 
 def test_check_foretells_time_and_memory(tmp_path, pairs, capsys):

@@ -112,7 +112,9 @@ def on_before_optimizer_step(self: ManualModule,
 ):
     "Measure the gradients of a player, and clip them."
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not params: return
+    # as large as the step itself for big networks, so not more often than figures are logged
+    due = self.clip_val or self.trainer.global_step % self.trainer.log_every_n_steps == 0
+    if not params or not due: return
     norm = nn.utils.get_total_norm([p.grad for p in params])
     if self.clip_val and self.clip_algorithm == "norm":
         nn.utils.clip_grads_with_norm_(params, self.clip_val, norm)
