@@ -163,21 +163,25 @@ class Asinh(Percentile):
         strength: float = 30.0,  # Above 0; the larger, the more the bright end is compressed
         per_channel: bool = True,  # False: one offset and one scale over all channels
         over: str = "image",  # What is measured: each 'image', or the training 'dataset' at once
+        signed: bool = False,  # From -1 to 1 instead of 0 to 1: the dark half is below 0
     ):
         super().__init__(low, high, per_channel, over)
         if not strength > 0:
             raise ConfigError(f"Asinh needs a `strength` above 0; got {strength}.")
-        self.strength = strength
+        self.strength, self.signed = strength, signed
 
     def __call__(self, x, stats=None):
         "Normalise and compress, to float32."
         y = super().__call__(x, stats)
         y = np.arcsinh(np.float32(self.strength) * y, out=y)
-        return np.divide(y, np.float32(math.asinh(self.strength)), out=y)
+        y = np.divide(y, np.float32(math.asinh(self.strength)), out=y)
+        return 2 * y - 1 if self.signed else y
 
     def inverse(self, y, stats):
         "Stretch the bright end again and undo the normalisation."
-        z = np.sinh(np.asarray(y, np.float64) * math.asinh(self.strength)) / self.strength
+        y = np.asarray(y, np.float64)
+        if self.signed: y = (y + 1) / 2
+        z = np.sinh(y * math.asinh(self.strength)) / self.strength
         return super().inverse(z, stats)
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #9f0c6f81
