@@ -242,7 +242,7 @@ class StopOnSignal(pl.Callback):
             if (batch_idx + 1) % self.every and not trainer.is_last_batch: return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked: return
-        if self.path: trainer.save_checkpoint(self.path)
+        if self.path: trainer.save_checkpoint(self.path, weights_only=False)
         raise RunStopped
 
     def teardown(self, trainer, pl_module, stage):
@@ -277,6 +277,16 @@ class FiniteLoss(pl.Callback):
             f"the loss became {float(loss)} in epoch {trainer.current_epoch}, batch {batch_idx},"
             f" on {shown or 'this batch'}; the checkpoints are from before. Look for nan or extreme"
             " values in these images, lower `model.optimizer.lr`, or set"
+            " `trainer.gradient_clip_val: 1.0`."
+        )
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        "Save no weights of nan, which a gradient of nan leaves before a loss shows it."
+        bad = [k for k, v in checkpoint["state_dict"].items() if not v.isfinite().all()]
+        if not bad: return
+        raise Im2ImError(
+            f"the weights became nan or infinite by step {trainer.global_step} ({bad[0]}); they are"
+            " not saved, the checkpoints are from before. Lower `model.optimizer.lr`, or set"
             " `trainer.gradient_clip_val: 1.0`."
         )
 

@@ -9,7 +9,7 @@ __all__ = ['AtomicCheckpointIO', 'not_written', 'load_checkpoint', 'find_checkpo
 import csv
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from fastcore.basics import patch
@@ -111,6 +111,8 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self.rows = read_metrics(self.path)
+        # Callbacks such as LearningRateMonitor do not say in which epoch they log
+        self.epoch_of_run: Callable[[], int] = lambda: -1
 
     @property
     def name(self):
@@ -137,7 +139,7 @@ class MetricsCSV(Logger):
         step: Optional[int] = None,  # Optimisation steps done
     ):
         "Add figures to the row of their epoch and step."
-        epoch = int(metrics.get("epoch", -1))
+        epoch = int(metrics.get("epoch", self.epoch_of_run()))
         figures = {
             k: float(v) for k, v in metrics.items() if k != "epoch" and not k.endswith("_step")
         }

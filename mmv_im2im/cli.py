@@ -146,10 +146,11 @@ def _expect(e: dict, epochs: int) -> str:
             f"memory: {room}, which is too much: set `data.batch_size: {e['fits']}`, or a smaller"
             " `data.patch`; with `trainer.accumulate_grad_batches` the steps stay as large"
         )
+    shown = f"{e['images']} image{'s' * (e['images'] != 1)}"
     run = f", {epochs} epochs {_duration(epochs * e['epoch_seconds'])}" if epochs > 0 else ""
     return (
         f"memory: {room}\ntime: {e['step_seconds']:.2g} s a step,"
-        f" {_duration(e['epoch_seconds'])} an epoch ({e['steps']} steps, {e['images']} images"
+        f" {_duration(e['epoch_seconds'])} an epoch ({e['steps']} steps, {shown}"
         f" validated){run}"
     )
 

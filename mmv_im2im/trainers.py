@@ -56,7 +56,7 @@ from .data_modules.data_module import Im2ImDataModule
 from .metrics import metric_mode
 from .models.base import Im2ImModule
 from .report import environment, write_report
-from .tuning import find_batch_size, find_lr, highest_memory, quiet_lightning
+from .tuning import find_batch_size, find_lr, highest_memory
 from .vis import plot_curves, save_figure
 
 # %% ../nbs/11_trainers.ipynb #1a30747e
@@ -116,6 +116,7 @@ class Im2ImTrainer(pl.Trainer):
 def _write_into(self: Im2ImTrainer, kwargs: dict):
     "Loggers, plugins and profiler of a run with a folder."
     self.metrics_csv, board = MetricsCSV(self.run_folder), kwargs["logger"]
+    self.metrics_csv.epoch_of_run = lambda: self.current_epoch
     if board is False: board = []
     elif board in (None, True):
         board = [TensorBoardLogger(str(self.run_folder), name="", version="tensorboard")]
@@ -608,9 +609,8 @@ def _search(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule
         rows = find_batch_size(make, model, data)
         found |= {"batch_size": data.batch_size, "batch_sizes": rows}
     if t.lr_finder:
-        with quiet_lightning():
-            trainer = make(max_epochs=-1, max_steps=100, default_root_dir=str(folder))
-        found["lr"] = find_lr(trainer, model, data, picture=folder / "lr_finder.png")
+        shown = t.enable_progress_bar
+        found["lr"] = find_lr(make, model, data, picture=folder / "lr_finder.png", shown=shown)
     return found
 
 
@@ -680,6 +680,9 @@ def _logged(folder: Path):
             warnings.filterwarnings("ignore", text)
         try:
             yield log
+        except Im2ImError as e:
+            log.error("%s", e)
+            raise
         finally:
             for n in names: logging.getLogger(n).removeHandler(handler)
             handler.close()

@@ -293,7 +293,7 @@ def test_check_foretells_time_and_memory(tmp_path, pairs, capsys):
     command = "--config", cfg, "--data.path", pairs, "--check"
     assert run(*command) == 0
     said = capsys.readouterr().out
-    assert "GB free" in said and "5 steps, 1 images validated" in said and "3 epochs" in said
+    assert "GB free" in said and "5 steps, 1 image validated" in said and "3 epochs" in said
     assert run(*command, "--data.batch_size", 10**7, "--data.patches_per_image", 10**7) == 0
     assert "which is too much: set `data.batch_size:" in capsys.readouterr().out
 
