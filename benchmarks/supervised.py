@@ -209,7 +209,7 @@ TASKS = {
                 ("labelfree_isl_dapi_pearson", "labelfree_isl_map2_pearson", "labelfree_isl_nfh_pearson"), (0.72, None, None), LINEAR,
                 label_free(133, 10, 0.2, split="regions", val_fraction=0.15, gap=8), {"tta": True}),
     "ecoli": Task("labelfree_2d", files("labelfree_2d/ecoli_ds1", lambda i, name: i >= 5), over_all, ("labelfree_ecoli_pearson",),
-                  (0.72,), LINEAR, label_free(200, 22, 0.1), {"tta": True}),
+                  (0.72,), LINEAR, label_free(200, 16, 0.1), {"tta": True}),
     "nuclei_2d": Task("semantic_seg_2d", nuclei, mean(dice), ("nuclei_2d_dice",), (0.92,), OTSU,
                       {"data": {"patches_per_image": 16, "val_fraction": 0.1}, "trainer": {"max_epochs": 18}, "predict": {"postprocess": NUCLEI}},
                       {"tta": True}),
