@@ -242,6 +242,7 @@ class StopOnSignal(pl.Callback):
             if (batch_idx + 1) % self.every and not trainer.is_last_batch: return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked: return
+        self.received = self.received or signal.SIGTERM  # another process was asked
         if self.path: trainer.save_checkpoint(self.path, weights_only=False)
         raise RunStopped
 
