@@ -564,8 +564,9 @@ def train(
     "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
     cfg, model, data = prepare(cfg, trust)
     if cfg.trainer.fast_dev_run:
-        _make_trainer(cfg, None, callbacks, trust).fit(model, data)
-        return Run(Path(cfg.out or "runs/im2im"))
+        trainer = _make_trainer(cfg, None, callbacks, trust)
+        trainer.fit(model, data)
+        return Run(Path(cfg.out or "runs/im2im"), int(trainer.stop.received or 0))
     with open_run(cfg.out or "runs/im2im", to_dict(cfg)) as (folder, resume):
         cfg = replace(cfg, out=str(folder))
         model.config = to_dict(cfg)

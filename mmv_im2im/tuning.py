@@ -145,6 +145,7 @@ def try_steps(
     memory = PeakMemory(trainer.strategy.root_device)
     try:
         with isolate_rng(), quiet_lightning(), memory.watch(): trainer.fit(model, data)
+        if trainer.interrupted: raise KeyboardInterrupt  # it was the whole that should stop
     finally:
         model.load_state_dict(weights)
         model.zero_grad(set_to_none=True)

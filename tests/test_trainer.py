@@ -18,7 +18,8 @@ from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import REFUSED, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, Im2ImError
 from mmv_im2im.data_modules.samples import simulate_set
-from mmv_im2im.trainers import lightning_arguments, train
+from mmv_im2im.trainers import lightning_arguments, prepare, train, trial_trainer
+from mmv_im2im.tuning import try_steps
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,16 @@ def test_the_batch_is_the_largest_that_fits(tmp_path, pairs, base):
     tuned = json.loads((result.folder / "tuned.json").read_text())
     assert sizes.size == tuned["batch_size"] == 8  # an epoch keeps eight steps
     assert [row["batch_size"] for row in tuned["batch_sizes"]] == [1, 2, 4, 8]
+
+
+def test_ctrl_c_ends_a_search_too(tmp_path, pairs):
+    class Press(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx): os.kill(os.getpid(), signal.SIGINT)
+
+    cfg = configured(tmp_path / "run", pairs)
+    _, model, data = prepare(cfg)
+    make = trial_trainer(cfg)
+    with pytest.raises(KeyboardInterrupt): try_steps(make, model, data, callbacks=[Press()])
 
 
 @pytest.mark.parametrize("name", GAMES)
