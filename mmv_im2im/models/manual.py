@@ -112,14 +112,15 @@ def on_before_optimizer_step(self: ManualModule,
 ):
     "Measure the gradients of a player, and clip them."
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # as large as the step itself for big networks, so not more often than figures are logged
-    due = self.clip_val or self.trainer.global_step % self.trainer.log_every_n_steps == 0
-    if not params or not due: return
+    names = [k for k, o in self._optimizers().items() if optimizer in (o, o.optimizer)]
+    # the norm costs as much as a step of the optimizer, so not more often than figures are logged
+    due = self.trainer.global_step % self.trainer.log_every_n_steps == 0
+    first = names and f"{names[0]}_gradient" not in self._seen
+    if not params or not (self.clip_val or due or first): return
     norm = nn.utils.get_total_norm([p.grad for p in params])
     if self.clip_val and self.clip_algorithm == "norm":
         nn.utils.clip_grads_with_norm_(params, self.clip_val, norm)
     elif self.clip_val: nn.utils.clip_grad_value_(params, self.clip_val)
-    names = [k for k, o in self._optimizers().items() if optimizer in (o, o.optimizer)]
     # the first steps in half precision overflow on purpose, until a scale is found that does not
     if names and norm.isfinite(): self._norms[f"{names[0]}_gradient"] = norm
 
