@@ -84,7 +84,7 @@ def load_checkpoint(
     except Exception as e:
         raise ConfigError(
             f"'{path}' is no checkpoint that can be read safely ({type(e).__name__}:"
-            f" {str(e).splitlines()[0][:200]}); it is damaged, or was not written by this library."
+            f" {str(e)[:200]}); it is damaged, or was not written by this library."
         ) from None
 
 

@@ -320,6 +320,8 @@ def _locked(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
+        # a run that was killed while it wrote leaves its unfinished file
+        for left in (folder / "checkpoints").glob(".*.ckpt"): left.unlink()
     except Timeout:
         raise ConfigError(
             f"`out` '{folder}' is being written by another run at this moment; wait for it, or name"

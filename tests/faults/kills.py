@@ -48,7 +48,7 @@ def trains(command: tuple, mark: Path, seconds: float | None) -> bool:
 
 def whole(folder: Path) -> None:
     "Every checkpoint can be read, and the table too."
-    for f in (folder / "checkpoints").glob("*.ckpt"): load_checkpoint(f)
+    for f in (folder / "checkpoints").glob("[!.]*.ckpt"): load_checkpoint(f)
     read_metrics(folder / "metrics.csv")
 
 
@@ -71,7 +71,7 @@ def kill_often(name: str, kills: int, rng: random.Random, folder: Path) -> int:
                 bar.update(not over)
             assert same_weights(folder / "whole", run) and same_weights(folder / "whole", run, "best")
             assert read_metrics(run / "metrics.csv") == read_metrics(folder / "whole" / "metrics.csv")
-            left = [p.name for p in run.rglob("*") if p.is_file() and "tmp" in p.name]
+            left = [p.name for p in run.rglob("*") if p.name.startswith(".") and p.suffix == ".ckpt"]
             assert not left, f"half-written files are left: {left}"
     return runs
 
