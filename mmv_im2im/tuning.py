@@ -160,6 +160,7 @@ def double(
     data: pl.LightningDataModule,  # Its `batch_size` is that of the last trial
     largest: int,  # Batch size with which it ends at the latest
     fill: float = 0.8,  # Part of the free memory that may be taken, 0...1
+    enough: float = math.inf,  # GB by which a doubling must differ to say what a patch needs
 ) -> list[dict]:  # For each trial that fitted `batch_size`, and what `try_steps` gives
     "Try batches of 1, 2, 4, ... patches, as long as the next one is expected to fit."
     with quiet_lightning(): device = make().strategy.root_device
@@ -172,7 +173,7 @@ def double(
         except RuntimeError as e:
             if not is_oom_error(e): raise
             break
-        if rows[-1]["gb"] + 2 * _growth(rows) > most: break
+        if rows[-1]["gb"] + 2 * _growth(rows) > most or _growth(rows) > enough: break
         size *= 2
     return rows
 
@@ -286,7 +287,7 @@ def estimate(
     "Memory and time of an epoch, from a few steps; a batch that would not fit is not tried."
     with quiet_lightning(): asked, device = data.batch_size, make().strategy.root_device
     free, begun = free_memory(device), PeakMemory(device).start
-    rows = double(make, model, data, min(asked, data.patches_per_epoch))
+    rows = double(make, model, data, min(asked, data.patches_per_epoch), enough=0.05)
     data.batch_size, patches = asked, min(asked, data.patches_per_epoch)
     out = {"batch_size": asked, "free_gb": free, "gb": math.inf, "fits": 1}
     if rows:
