@@ -219,6 +219,7 @@ class StopOnSignal(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         "Listen; a thread other than the main one cannot."
+        self.received = None
         if threading.current_thread() is not threading.main_thread(): return
         names = [*self.signals, *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
         for number in (getattr(signal, n) for n in names if hasattr(signal, n)):
@@ -246,8 +247,8 @@ class StopOnSignal(pl.Callback):
         if self.path: trainer.save_checkpoint(self.path, weights_only=False)
         raise RunStopped
 
-    def teardown(self, trainer, pl_module, stage):
-        "Give the signals back."
+    def on_train_end(self, trainer, pl_module):
+        "Give the signals back, before Lightning does so with its own."
         self._deaf()
 
     def on_exception(self, trainer, pl_module, exception):
@@ -283,7 +284,7 @@ class FiniteLoss(pl.Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         "Save no weights of nan, which a gradient of nan leaves before a loss shows it."
-        bad = [k for k, v in checkpoint["state_dict"].items() if not v.isfinite().all()]
+        bad = [k for k, p in pl_module.named_parameters() if not p.isfinite().all()]
         if not bad: return
         raise Im2ImError(
             f"the weights became nan or infinite by step {trainer.global_step} ({bad[0]}); they are"

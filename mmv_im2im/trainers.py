@@ -83,7 +83,7 @@ class Im2ImTrainer(pl.Trainer):
         self.kept = {
             "every": checkpoint_every_n_steps, "top": save_top_k, "epochs": keep_every_n_epochs
         }
-        self.metrics_csv = None
+        self.metrics_csv, self._watching = None, []
         last = self.run_folder / "checkpoints" / "last.ckpt" if self.run_folder else None
         every = kwargs.get("log_every_n_steps") or 10
         self.stop = StopOnSignal(last, every)
@@ -201,13 +201,17 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
     "Checkpoints and early stopping, by the figure that matters to the model."
     monitor = trainer.run_monitor or model.monitor
     mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
-    # Lightning adds a checkpoint of its own, without a folder
-    added = [c for c in trainer.callbacks if not isinstance(c, ModelCheckpoint) or c.dirpath]
+    # those of an earlier `fit` have done their work; Lightning's own checkpoint has no folder
+    kept = [
+        c for c in trainer.callbacks
+        if c not in trainer._watching and (not isinstance(c, ModelCheckpoint) or c.dirpath)
+    ]
+    watching = []
     if trainer.patience:
-        added.append(EarlyStopping(monitor, mode=mode, patience=trainer.patience, verbose=True))
+        watching.append(EarlyStopping(monitor, mode=mode, patience=trainer.patience, verbose=True))
     if trainer.run_folder:
-        added += _checkpoints(trainer.run_folder, monitor, mode, **trainer.kept)
-    trainer.callbacks = added
+        watching += _checkpoints(trainer.run_folder, monitor, mode, **trainer.kept)
+    trainer._watching, trainer.callbacks = watching, [*kept, *watching]
 
 
 def _explain(trainer: Im2ImTrainer, e: Exception):
@@ -501,14 +505,14 @@ def lightning_arguments(
 
 def _lightning_arguments(cfg: Config) -> dict:
     "What `pl.Trainer` is given; `ConfigError` for what the installed version does not have."
-    known = lightning_arguments()
+    known, usual = lightning_arguments(), type(cfg.trainer)()
     out = {}
     for f in fields(cfg.trainer):
         value = getattr(cfg.trainer, f.name)
         if f.name in _OWN + _BESIDE: continue
         if value is None and f.name != "check_val_every_n_epoch": continue
         if f.name in known: out[f.name] = value
-        else:
+        elif value != getattr(usual, f.name):
             raise ConfigError(
                 f"`trainer.{f.name}`: pytorch_lightning {pl.__version__} has no such argument;"
                 " leave it out."
@@ -528,8 +532,7 @@ def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
 
 # %% ../nbs/11_trainers.ipynb #1b586b25
 def _make_trainer(
-    cfg: Config, folder: Optional[Path], callbacks: Sequence[pl.Callback], trust: Sequence[str],
-    **changes,
+    cfg: Config, folder: Optional[Path], callbacks: Sequence[pl.Callback], trust: Sequence[str]
 ) -> Im2ImTrainer:
     "The trainer that the config describes."
     t, made = cfg.trainer, _objects(cfg, trust)
@@ -544,7 +547,7 @@ def _make_trainer(
     # Lightning takes a number format by name or as a plugin
     if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
     try:
-        trainer = Im2ImTrainer(folder, **arguments | changes)
+        trainer = Im2ImTrainer(folder, **arguments)
     except (MisconfigurationException, ValueError) as e:
         if isinstance(e, ConfigError): raise
         raise ConfigError(

@@ -23,12 +23,6 @@ STEPWISE = {"scheduler": {"_target_": "OneCycleLR", "max_lr": 0.01}, "scheduler_
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    "Six images of 64 x 64 pixels with labelled nuclei; with one for validation, 20 patches an epoch."
-    return simulate_set(tmp_path_factory.mktemp("pairs"), 6, (64, 64), source="nuclei", target="labels")
-
-
-@pytest.fixture(scope="module")
 def segmenter(tmp_path_factory, pairs):
     "A segmentation run, finished: ten epochs on simulated nuclei."
     folder = tmp_path_factory.mktemp("segmenter")

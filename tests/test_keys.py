@@ -25,12 +25,6 @@ from mmv_im2im.models.fcn import FCN
 from mmv_im2im.trainers import Run, prepare, train
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    "Six images of 64 x 64 pixels; with two for validation, 16 patches, so 4 batches an epoch."
-    return simulate_set(tmp_path_factory.mktemp("pairs"), 6, (64, 64), source="nuclei", target="labels")
-
-
 def configured(out, path, base=SEGMENT, **sections):
     "A config of two epochs with sections changed."
     raw = dict(base) | {"out": str(out)}

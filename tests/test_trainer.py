@@ -1,14 +1,12 @@
 "Lightning's trainer from the yaml; finders; several processes; ends that lose nothing."
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import fields
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -18,14 +16,8 @@ from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import REFUSED, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, Im2ImError
 from mmv_im2im.data_modules.samples import simulate_set
-from mmv_im2im.trainers import lightning_arguments, prepare, train, trial_trainer
+from mmv_im2im.trainers import Im2ImTrainer, lightning_arguments, prepare, train, trial_trainer
 from mmv_im2im.tuning import try_steps
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    "Six images of 64 x 64 pixels with labelled nuclei; one is for validation."
-    return simulate_set(tmp_path_factory.mktemp("pairs"), 6, (64, 64), source="nuclei", target="labels")
 
 
 def configured(out, pairs, base=SEGMENT, **sections):
@@ -56,6 +48,15 @@ def test_a_key_that_the_installed_lightning_has_lost_is_said(tmp_path, pairs, mo
     train(configured(tmp_path / "a", pairs, trainer={"max_epochs": 1}))
     with pytest.raises(ConfigError, match="`trainer.benchmark`: pytorch_lightning .* has no such argument"):
         train(configured(tmp_path / "b", pairs, trainer={"max_epochs": 1, "benchmark": True}))
+
+
+def test_a_trainer_with_a_folder_can_be_used_again(tmp_path, pairs):
+    cfg = configured(tmp_path / "run", pairs)
+    _, model, data = prepare(cfg)
+    trainer = Im2ImTrainer(tmp_path / "run", max_epochs=1, early_stopping=5, accelerator="cpu", enable_progress_bar=False, pictures=0)
+    for _ in range(2): trainer.fit(model, data)
+    kinds = [type(c).__name__ for c in trainer.callbacks]
+    assert kinds.count("EarlyStopping") == 1 and kinds.count("_Checkpoint") == 2
 
 
 def test_loggers_by_name_stand_beside_the_table(tmp_path, pairs):
