@@ -47,15 +47,15 @@ class Pictures(pl.Callback):
         busy = self.spent > 0.02 * (time.monotonic() - self.begun)
         if busy and not first_or_last: return
         start = time.monotonic()
-        arrays = [
-            self._middle(x[0])
-            for x in (batch["IM"], outputs["pred"], pl_module.as_target(batch["GT"]))
-        ]
+        drawn = [batch["IM"], outputs["pred"]]
+        if "GT" in batch: drawn.append(pl_module.as_target(batch["GT"]))
+        arrays = [self._middle(x[0]) for x in drawn]
         name = Path(batch["name"][0]).stem if "name" in batch else str(batch_idx)
         title = f"{name}, epoch {trainer.current_epoch}"
         if "target_name" in batch:  # the target shows something else
             titles = [title, "prediction", "a target"]
             fig = show_images(arrays, titles, labels=[False, *[pl_module.task != "regression"] * 2])
+        elif "GT" not in batch: fig = show_images(arrays, [title, "prediction"])
         else: fig = show_result(*arrays, task=pl_module.task, title=title)
         save_figure(fig, self.folder / f"epoch_{trainer.current_epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
@@ -215,11 +215,12 @@ class StopOnSignal(pl.Callback):
     ):
         self.path, self.every = path, every
         self.received: Optional[signal.Signals] = None  # The signal that asked
+        self._after_epoch = False  # Whether to stop once the epoch has come to its end
         self._before: dict = {}  # Handlers as they were
 
     def on_train_start(self, trainer, pl_module):
         "Listen; a thread other than the main one cannot."
-        self.received = None
+        self.received, self._after_epoch = None, False
         if threading.current_thread() is not threading.main_thread(): return
         names = [*self.signals, *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
         for number in (getattr(signal, n) for n in names if hasattr(signal, n)):
@@ -244,8 +245,15 @@ class StopOnSignal(pl.Callback):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked: return
         self.received = self.received or signal.SIGTERM  # another process was asked
+        # all batches of the epoch are used: the checkpoint at its end can be resumed from
+        self._after_epoch = trainer.is_last_batch
+        if self._after_epoch: return
         if self.path: trainer.save_checkpoint(self.path, weights_only=False)
         raise RunStopped
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        "Stop, if somebody has asked for it during the last batch before."
+        if self._after_epoch: raise RunStopped
 
     def on_train_end(self, trainer, pl_module):
         "Give the signals back, before Lightning does so with its own."

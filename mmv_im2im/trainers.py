@@ -140,6 +140,10 @@ class _Checkpoint(ModelCheckpoint):
     @property
     def state_key(self) -> str: return f"{self.filename}, {self._every_n_train_steps}"
 
+    def on_train_batch_end(self, trainer, *args):
+        "Leave the last batch to the epoch's end: in between, Lightning would repeat a batch."
+        if not trainer.is_last_batch: super().on_train_batch_end(trainer, *args)
+
 
 def _checkpoints(
     folder: Path, monitor: str, mode: str, every: Optional[int], top: int, epochs: Optional[int]
@@ -447,8 +451,10 @@ def _try_parts(
 
 def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
     "`ConfigError` where the figure that picks the best checkpoint would not be logged."
-    target = model.as_target(batch["GT"][0])
-    figures = model.image_figures(target, batch["GT"][0]) | dict.fromkeys(model.distances, 0.)
+    figures, size = dict.fromkeys(model.distances, 0.), batch["IM"].shape[2:]
+    if "GT" in batch:
+        target = model.as_target(batch["GT"][0])
+        figures |= model.image_figures(target, batch["GT"][0])
     monitor = cfg.trainer.monitor or model.monitor
     names = ["train/loss", *(f"val/{k}" for k in [*losses, *figures])]
     if monitor not in names:
@@ -458,7 +464,7 @@ def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
     if "ssim" in monitor and math.isnan(figures.get(monitor.removeprefix("val/"), 0.)):
         raise ConfigError(
             f"'{monitor}' picks the best checkpoint, but the validation images,"
-            f" {list(target.shape[1:])} pixels, are smaller than its window of 11; set"
+            f" {list(size)} pixels, are smaller than its window of 11; set"
             " `trainer.monitor: val/pearson`, or hold back larger regions with"
             " `data.val_fraction`."
         )

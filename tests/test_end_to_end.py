@@ -103,6 +103,34 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, model, trai
     assert parts == whole
 
 
+AT_THE_END = """
+import os, signal
+from mmv_im2im.models.fcn import FCN
+def when(name, n, number):
+    method, calls = getattr(FCN, name), []
+    def counted(self, *args):
+        calls.append(1)
+        if len(calls) == n: os.kill(os.getpid(), number)
+        return method(self, *args)
+    setattr(FCN, name, counted)
+when({name!r}, {n}, {number})
+"""
+
+
+@pytest.mark.parametrize("name, n, number", [("validation_step", 2, signal.SIGKILL), ("losses", 10, signal.SIGTERM), ("validation_step", 2, signal.SIGTERM)],
+                         ids=["killed while validating", "stopped in the last batch", "stopped while validating"])
+def test_a_run_that_stops_between_the_last_batch_and_the_end_of_an_epoch(tmp_path, pairs, name, n, number):
+    # 5 batches and a validation image an epoch; a checkpoint is due at the last batch, too
+    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, trainer={"checkpoint_every_n_steps": 5})
+    command = "--config", cfg, "--data.path", pairs
+    assert run(*command, "--out", tmp_path / "whole") == 0
+    status = -number if number == signal.SIGKILL else 128 + number
+    shell(*command, "--out", tmp_path / "cut", prelude=AT_THE_END.format(name=name, n=n, number=int(number)), status=status)
+    assert run(*command, "--out", tmp_path / "cut") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut") and same_weights(tmp_path / "whole", tmp_path / "cut", "best")
+    assert read_metrics(tmp_path / "whole" / "metrics.csv") == read_metrics(tmp_path / "cut" / "metrics.csv")
+
+
 @pytest.mark.parametrize("stopped", [0, signal.SIGTERM])
 def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, capsys, monkeypatch, stopped):
     "It ends well, however soon, or Lightning would end the first; and it says nothing."

@@ -4,9 +4,9 @@ import importlib
 import inspect
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from configparser import ConfigParser
 from dataclasses import is_dataclass
 from importlib.metadata import packages_distributions
@@ -123,12 +123,13 @@ def test_config_and_help_need_no_torch(code, bare_env):
 
 
 def test_help_comes_within_a_second(bare_env):
-    times = []
+    # seconds of the processor: what else a machine has to do must not count
+    spent, times = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = spent()
         done = subprocess.run([sys.executable, "-m", f"{PACKAGE}.cli", "--help"], env=bare_env,
                               capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        times.append(time.perf_counter() - begin)
+        times.append(spent() - begin)
         assert done.returncode == 0 and "--config" in done.stdout, done.stderr
     assert min(times) < 1, f"--help took {min(times):.2f} s at best"
 
