@@ -22,10 +22,13 @@ from mmv_im2im.models.manual import *
 from mmv_im2im.models.adversarial import *
 from mmv_im2im.models.pix2pix import *
 from mmv_im2im.models.cyclegan import *
+from mmv_im2im.models.denoising_nets import *
+from mmv_im2im.models.self_supervised import *
 from mmv_im2im.checkpoints import *
 from mmv_im2im.callbacks import *
 from mmv_im2im.tuning import *
 from mmv_im2im.report import *
 from mmv_im2im.trainers import *
+from mmv_im2im.inference.comparison import *
 from mmv_im2im.inference.predictor import *
 from mmv_im2im.cli import *

@@ -21,6 +21,7 @@ from typing import ClassVar, Optional
 
 import pytorch_lightning as pl
 import torch
+from fastcore.basics import patch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins import ClusterEnvironment, LayerSync, Precision
 
@@ -237,24 +238,6 @@ class StopOnSignal(pl.Callback):
         for number, handler in self._before.items(): signal.signal(number, handler)
         self._before = {}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        "Save and stop, if somebody has asked for it."
-        asked = self.received is not None
-        if trainer.world_size > 1:
-            if (batch_idx + 1) % self.every and not trainer.is_last_batch: return
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if not asked: return
-        self.received = self.received or signal.SIGTERM  # another process was asked
-        # all batches of the epoch are used: the checkpoint at its end can be resumed from
-        self._after_epoch = trainer.is_last_batch
-        if self._after_epoch: return
-        if self.path: trainer.save_checkpoint(self.path, weights_only=False)
-        raise RunStopped
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        "Stop, if somebody has asked for it during the last batch before."
-        if self._after_epoch: raise RunStopped
-
     def on_train_end(self, trainer, pl_module):
         "Give the signals back, before Lightning does so with its own."
         self._deaf()
@@ -265,6 +248,28 @@ class StopOnSignal(pl.Callback):
 
 
 _log = logging.getLogger("mmv_im2im")
+
+# %% ../nbs/08_callbacks.ipynb #43a07c49
+@patch
+def on_train_batch_end(self: StopOnSignal, trainer, pl_module, outputs, batch, batch_idx):
+    "Save and stop, if somebody has asked for it."
+    asked = self.received is not None
+    if trainer.world_size > 1:
+        if (batch_idx + 1) % self.every and not trainer.is_last_batch: return
+        asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+    if not asked: return
+    self.received = self.received or signal.SIGTERM  # another process was asked
+    # all batches of the epoch are used: the checkpoint at its end can be resumed from
+    self._after_epoch = trainer.is_last_batch
+    if self._after_epoch: return
+    if self.path: trainer.save_checkpoint(self.path, weights_only=False)
+    raise RunStopped
+
+
+@patch
+def on_train_epoch_start(self: StopOnSignal, trainer, pl_module):
+    "Stop, if somebody has asked for it during the last batch before."
+    if self._after_epoch: raise RunStopped
 
 # %% ../nbs/08_callbacks.ipynb #7cb0b457
 class FiniteLoss(pl.Callback):

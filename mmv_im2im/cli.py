@@ -203,7 +203,8 @@ def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     model = _predictor(cfg, config_name, trust)
     out = _out_folder(cfg, model, "predictions")
     outcome = model.predict_folder(
-        cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities
+        cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities,
+        uncertainty=cfg.predict.uncertainty,
     )
     print(f"{len(outcome.done)} images written to {out} by {model.path}")
     return _end(outcome)
@@ -222,18 +223,26 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     model, d = _predictor(cfg, config_name, trust), cfg.data
     rows, outcome = model.evaluate(
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
-        pairing=d.pairing,
+        pairing=d.pairing, compare=cfg.predict.compare,
     )
-    if rows:
-        rows = [*rows, mean_row(rows) | outcome.figures]
-        path = _out_folder(cfg, model, "evaluation") / "metrics.csv"
-        with write_atomic(path) as tmp, open(tmp, "w", newline="") as f:
-            writer = csv.DictWriter(f, rows[-1])
-            writer.writeheader()
-            writer.writerows(rows)
-        print(table(rows))
-        print(f"written to {path}")
+    folder = _out_folder(cfg, model, "evaluation")
+    if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.figures])
+    if outcome.compared:
+        print("\nbeside filters that need no training, means over all images:")
+        means = lambda r: {k: v for k, v in mean_row(r).items() if k != "image"}
+        methods = [{"method": m} | means(r) for m, r in outcome.compared.items()]
+        _show(folder / "comparison.csv", methods)
     return _end(outcome)
+
+
+def _show(path: Path, rows: Sequence[dict]):
+    "Write rows to a csv, and print them as a table."
+    with write_atomic(path) as tmp, open(tmp, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[-1])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+    print(f"written to {path}")
 
 
 def table(

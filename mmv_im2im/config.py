@@ -158,9 +158,9 @@ class _Reading:
 @dataclass
 class _Patches:
     "How images are split and cut."
-    # Hold back whole files, or a region of each image, for validation; auto = by files where
-    # there are at least 5
-    split: str = option("auto", choices=("auto", "files", "regions"))
+    # Hold back whole files, a region of each image, or scattered pixels for validation; auto = by
+    # files where there are at least 5, else by regions
+    split: str = option("auto", choices=("auto", "files", "regions", "pixels"))
     val_fraction: float = option(0.2, low=0.01, high=0.9)  # Part held back for validation
     # Pixels between the training and the validation region that neither uses
     gap: int = option(16, low=0)
@@ -264,6 +264,16 @@ def _check_together(data: DataConfig):
         raise ConfigError(
             f"`data.num_workers` is {data.num_workers}, but with `data.portion` the images are held"
             " by the training process alone; set it to 0 or null."
+        )
+    if data.split == "pixels" and data.pairing == "unpaired":
+        raise ConfigError(
+            "`data.split: pixels` validates on pixels of the training images, which two collections"
+            " are not compared by; set it to files or regions."
+        )
+    if data.split == "pixels" and data.val_fraction > 0.1:
+        raise ConfigError(
+            f"`data.val_fraction` is {data.val_fraction}, but with `data.split: pixels` at most 0.1"
+            " of them may be held back; 0.02 is usual."
         )
     if data.isotropic and len(data.patch) == 2:
         raise ConfigError(
@@ -550,6 +560,12 @@ class PredictConfig:
     # Frameworks that translate both ways: from source to target (A2B), or back (B2A)
     direction: str = option("A2B", choices=("A2B", "B2A"))
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers
+    # Write the spread of the predictions that are averaged, too (Self2Self); it shows where to
+    # trust the result
+    uncertainty: bool = False
+    # Evaluate Gaussian filters, median and non-local means on the same images, too; null = beside
+    # models that learn from noisy images alone
+    compare: Optional[bool] = None
     # Steps after the network, by name, such as {_target_: FillHoles}; null = those of the
     # checkpoint, [] = none
     postprocess: Optional[List[Dict[str, Any]]] = None

@@ -119,6 +119,8 @@ _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "normalization": ("mmv_im2im.data_modules.transforms.Normalization", "normalization",
                       ("mmv_im2im.data_modules.*",)),
     "framework": ("mmv_im2im.models.base.Im2ImModule", "framework", ("mmv_im2im.models.*",)),
+    "masking": ("mmv_im2im.models.self_supervised.Masking", "masking strategy",
+                ("mmv_im2im.models.self_supervised",)),
     "postprocess": ("mmv_im2im.postprocess.Postprocess", "post-processing step",
                     ("mmv_im2im.postprocess",)),
 }

@@ -15,6 +15,7 @@ from mmv_im2im.trainers import train
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False, "pictures": 0}
 SIZE = {2: (40, 48), 3: (16, 36, 40)}
 ODD = {2: (37, 51), 3: (11, 35, 33)}
+NOISY = ("self2self", "n2v", "zsn2n")  # Presets that learn from noisy images alone
 
 
 def networks(name: str) -> list[str]:
@@ -50,8 +51,10 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name, net", CASES, ids=[f"{n}-{net or 'its own'}" for n, net in CASES])
 def test_a_preset_trains_saves_loads_and_predicts(name, net, folders, tmp_path):
     dims = int(name[-2])
-    data = {"path": str(folders(name)), "patch": [32] * 2 if dims == 2 else [16, 32, 32], "batch_size": 2, "patches_per_image": 2,
+    alone = name.startswith(NOISY)
+    data = {"path": str(folders(name) / "IM" if alone else folders(name)), "patch": [32] * 2 if dims == 2 else [16, 32, 32], "batch_size": 2, "patches_per_image": 2,
             "gap": 0}
+    if alone: data["val_pixels"] = 1024
     model = {"net": net} if net else {}
     if "warmup_epochs" in preset_text(name): model["warmup_epochs"] = 0  # both steps are steps of the game
     cfg = preset(name, data=data, trainer=TRAINER, out=str(tmp_path / "run"), model=model)
@@ -62,7 +65,7 @@ def test_a_preset_trains_saves_loads_and_predicts(name, net, folders, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, ((channels,) if channels > 1 else ()) + ODD[dims]).astype(np.uint8)
     out = model(image)
     assert out.shape == image.shape if name != "staining" else out.shape == (3, *ODD[2])
-    assert out.dtype == (np.uint8 if "seg" in name or name.startswith("staining") else np.uint16)
+    assert out.dtype == (np.uint8 if "seg" in name or name.startswith("staining") else np.float32 if alone else np.uint16)
     kept, learned = load_checkpoint(run.best)["state_dict"], model.module.state_dict()
     assert all(torch.equal(v, learned[k]) for k, v in kept.items())
 

@@ -283,7 +283,7 @@ class SampleStore:
 
 def _identity(item: dict) -> tuple:
     "What tells an item from the others of this run."
-    return tuple(str(item.get(k)) for k in ("IM", "GT", "CM", "region", "time"))
+    return tuple(str(item.get(k)) for k in ("IM", "GT", "CM", "region", "time", "held"))
 
 
 def prepare_samples(

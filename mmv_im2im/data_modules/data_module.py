@@ -35,6 +35,7 @@ from .images import image_info
 from mmv_im2im.data_modules.layouts import (
     describe_samples,
     find_samples,
+    held_pixels,
     split_files,
     split_regions,
 )
@@ -163,10 +164,11 @@ class Preparation:
         return own | {"recipe": self.recipe.to_dict()}
 
     def __call__(self,
-        item: dict,  # Paths, and perhaps a `region` and a `time`
+        item: dict,  # Paths, and perhaps a `region`, a `time`, and pixels `held` back
     ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
         "Prepare a sample; `DataError` where a file is not as it must be."
         sample, labels = self.recipe.load(item), self.recipe.labels
+        if "held" in item: sample["CM"] = self._share(item, sample)
         if self.foreground:
             key = "GT" if "GT" in sample else "IM"
             threshold = foreground_threshold(sample[key], labels and key == "GT")
@@ -174,6 +176,15 @@ class Preparation:
         if self.places is None: return sample
         points = sample_points(sample, self.places[0], labels, seed=self.places[1])
         return sample | {"points": torch.from_numpy(points)}
+
+    def _share(self, item: dict, sample: dict) -> torch.Tensor:
+        "The cost map where pixels are held back: 0 for those of the other part."
+        part, fraction, seed = item["held"]
+        shape = self.recipe.shape("IM", item["IM"], item.get("time"))[1:]
+        held = held_pixels(shape, fraction, seed)
+        inside = tuple(slice(a, b) for a, b in item.get("region") or ())
+        counted = torch.from_numpy(held == (part == "val"))[inside][None].float()
+        return counted * sample["CM"] if "CM" in sample else counted
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #d690e29a
 class EpochBatches(Sampler):
@@ -292,7 +303,8 @@ class Im2ImDataModule(pl.LightningDataModule):
         level: int = 0,  # Which resolution of a file that holds several, 0 = the finest
         planes: Optional[Sequence[int]] = None,  # Planes in Z; None = all
         time_points: bool = False,  # Take every time point as a sample of its own
-        split: str = "auto",  # 'files', 'regions' or 'auto' (files where there are at least 5)
+        # 'files', 'regions', 'pixels' or 'auto' (files where there are at least 5, else regions)
+        split: str = "auto",
         val_fraction: float = 0.2,  # Part held back for validation
         gap: int = 16,  # Pixels between the training and the validation region
         # Per epoch; None = as many as cover an image, and at least 16 batches in all
@@ -425,6 +437,8 @@ def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     parts = split_domains(self.items) if self.pairing == "unpaired" else [self.items]
     by = "files" if min(map(len, parts)) >= 5 else "regions"
     if self.split != "auto": by = self.split
+    if by == "pixels":
+        return *_split_by_pixels(self), f"{self.val_fraction:.0%} of the pixels for validation"
     cut = _split_by_files if by == "files" else _split_by_regions
     train, val = [], []
     for part in parts:
@@ -449,6 +463,14 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
         train.append(item | {"region": a})
         val.append(item | {"region": b})
     return train, val
+
+
+def _split_by_pixels(self: Im2ImDataModule) -> tuple[list[dict], list[dict]]:
+    seeds = [derive_seed(self.seed, "held", i["index"]) for i in self.items]
+    part = lambda name: [
+        item | {"held": (name, self.val_fraction, seed)} for item, seed in zip(self.items, seeds)
+    ]
+    return part("train"), part("val")
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #f8e5dfee
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:

@@ -243,22 +243,39 @@ def validation_step(self: Im2ImModule,
     batch_idx: int,  # Number of the batch
 ) -> dict:  # `pred`, the predicted target images
     "Predict whole images; logs `val/loss` and the metrics of the task."
-    raw = self.predict_raw(batch["IM"]).float()
+    raw = self.predict_raw(self.validation_source(batch)).float()
     pred = self.finish(raw)
     if self.distances: self._keep(pred, batch)
     figures, n = {}, len(batch["IM"])
     if "target_name" not in batch:  # source and target show the same
         figures = {k: float(v) for k, v in self.compare(raw, batch).items()}
-        per_image = [
-            self.image_figures(pred[i], batch["GT"][i], batch["CM"][i] if "CM" in batch else None)
-            for i in range(n)
-        ]
-        for k in per_image[0]:
-            values = [f[k] for f in per_image if not math.isnan(f[k])]
-            if values: figures[k] = sum(values) / len(values)
-            self._found[k] = self._found.get(k, False) or bool(values)
+        if "GT" in batch: figures |= self._mean_figures(pred, batch)
     for k, v in figures.items(): self._log_epoch(f"val/{k}", v, n, f"val/{k}" == self.monitor)
     return {"pred": pred}
+
+
+@patch
+def validation_source(self: Im2ImModule,
+    batch: dict,  # Validation batch
+) -> torch.Tensor:  # `(B, C, [Z,] Y, X)`
+    "What validation predicts from: the sources, or what a framework makes of them."
+    return batch["IM"]
+
+
+@patch
+def _mean_figures(self: Im2ImModule, pred: torch.Tensor, batch: dict) -> dict[str, float]:
+    "Metrics of a batch, each the mean over the images where it can be measured."
+    weight = batch.get("CM")
+    rows = [
+        self.image_figures(p, batch["GT"][i], None if weight is None else weight[i])
+        for i, p in enumerate(pred)
+    ]
+    figures = {}
+    for k in rows[0]:
+        values = [r[k] for r in rows if not math.isnan(r[k])]
+        if values: figures[k] = sum(values) / len(values)
+        self._found[k] = self._found.get(k, False) or bool(values)
+    return figures
 
 # %% ../../nbs/models/00_base.ipynb #6f53b11e
 @patch
@@ -574,7 +591,7 @@ def from_config(cls: Im2ImModule,
             if name == "net" and "input_size" in inspect.signature(cls).parameters:
                 spec["input_size"] = spec[name].get("img_size")
                 kwargs["input_size"] = spec["input_size"]
-        if kind in ("net", "loss") and value is not None:
+        if kind in ("net", "loss", "masking") and value is not None:
             kwargs[name] = build(spec[name], kind, f"model.{name}", trust)
         elif name != "_target_":
             kwargs[name] = value
