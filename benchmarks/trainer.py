@@ -17,7 +17,7 @@ from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.models.fcn import FCN
 from mmv_im2im.trainers import Im2ImTrainer
 
-STEPS, STEP, EPOCHS, ROUNDS = 100, 0.05, 3, 3
+STEPS, STEP, EPOCHS, ROUNDS = 100, 0.05, 10, 2
 
 
 class Slow(FCN):

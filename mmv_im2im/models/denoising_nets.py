@@ -144,7 +144,7 @@ class PartialUNet(nn.Module):
         spatial_dims: int,  # 2 or 3
         in_channels: int,  # Channels of the source
         out_channels: int,  # Channels of the prediction
-        # Width of each level, top first; published: five levels of 48
+        # Width of each level, top first; published: five of 48 down, twice as wide on the way up
         channels: Sequence[int] = (24, 48, 48),
         dropout: float = 0.3,  # On the way up: share of values set to 0, 0...1
     ):

@@ -44,8 +44,9 @@ def fill_in(
     offsets: torch.Tensor,  # Neighbours, `(K, dims)`; beyond a border, those opposite
     how: str = "median",  # 'median' or 'mean' of the neighbours, or one at 'random'
 ) -> torch.Tensor:  # A copy, the same size
-    "Put what the neighbours say in place of hidden pixels."
-    b, c, *at = hidden.expand_as(x).nonzero(as_tuple=True)
+    "Put what the neighbours say in place of hidden pixels; hidden neighbours are not asked."
+    hidden = hidden.expand_as(x)
+    b, c, *at = hidden.nonzero(as_tuple=True)
     offsets = offsets.to(x.device)
     if how == "random":
         offsets = offsets[torch.randint(len(offsets), (len(b), 1), device=x.device)]
@@ -53,10 +54,24 @@ def fill_in(
     places = [
         _moved(i[:, None], offsets[..., d], n) for d, (i, n) in enumerate(zip(at, x.shape[2:]))
     ]
-    values = x[b[:, None], c[:, None], *places]
+    around = (b[:, None], c[:, None], *places)
+    values, known = x[around], ~hidden[around]
+    known = known | ~known.any(1, keepdim=True)
     out = x.clone()
-    out[b, c, *at] = values.mean(1) if how == "mean" else values.median(1).values
+    if how == "random": out[(b, c, *at)] = values[:, 0]
+    else: out[(b, c, *at)] = (_mean if how == "mean" else _median)(values, known)
     return out
+
+
+def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Mean of each row over what is known."
+    return torch.where(known, values, 0).sum(1) / known.sum(1)
+
+
+def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
+    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
+    return (rows.gather(1, (n - 1) // 2) + rows.gather(1, n // 2))[:, 0] / 2
 
 
 def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
@@ -69,6 +84,7 @@ def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
 class Masking:
     "Base of the strategies: what is hidden from a network that must guess it."
     samples = 1  # Predictions that are averaged at most
+    draws = False  # Whether a prediction depends on random numbers
 
     @property
     def spec(self) -> dict:
@@ -97,6 +113,15 @@ def draw(self: Masking,
 ) -> torch.Tensor:  # The same size
     "One prediction; the network sees the image as it is."
     return run(x)
+
+
+@patch
+def conceal(self: Masking,
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+    hidden: torch.Tensor,  # True at pixels that validate, `(B, 1 or C, [Z,] Y, X)`
+) -> torch.Tensor:  # A copy, the same size
+    "Hide pixels from a network that is being validated: the mean of the neighbours stands there."
+    return fill_in(x, hidden, neighbours(x.ndim - 2, 1), "mean")
 
 
 @patch
@@ -173,6 +198,14 @@ def loss(self: BlindSpot, run, x, weight, measure):
 
 
 @patch
+def conceal(self: BlindSpot, x, hidden):
+    "Hide pixels, and those on their lines, from a network that is being validated."
+    dims, line = x.ndim - 2, self.line
+    if line is not None: hidden = self._lines(hidden, dims)
+    return fill_in(x, hidden, neighbours(dims, 1, line), "mean")
+
+
+@patch
 def suits(self: BlindSpot, dims):
     "`ConfigError` where there are no lines along the axis named."
     neighbours(dims, 1, self.line)
@@ -181,9 +214,11 @@ def suits(self: BlindSpot, dims):
 @dataclass(frozen=True)
 class BernoulliMask(Masking):
     "Hide many pixels at random, in prediction, too, and average: Self2Self."
+    draws = True
     share: float = 0.3  # Part of the pixels that is hidden, above 0, at most 0.9
     samples: int = 40  # Predictions that are averaged at most
-    # Stop averaging once the mean's standard error is below this part of the image's spread
+    # Stop averaging once the mean's standard error is below this part of the spread of the image,
+    # or of the tile, where it is predicted in tiles
     tolerance: float = 0.03
     together: bool = True  # Hide all channels of a pixel; False where their noise is independent
 
@@ -252,11 +287,13 @@ def draw(self: PairDownsample, run, x):
 def loss(self: PairDownsample, run, x, weight, measure):
     "Each half is the other's target; the whole must agree with both."
     halves, wholes = diagonals(x), diagonals(self.draw(run, x))
-    counts = [None, None] if weight is None else [w == 1 for w in diagonals((weight > 0).float())]
+    clear = None
+    if weight is not None:  # squares of which all four pixels count
+        pairs = torch.stack(diagonals((weight > 0).to(x.dtype)))
+        clear = (pairs.amin(0) == 1).to(x.dtype).expand_as(halves[0])
     total = 0
     for i, j in ((0, 1), (1, 0)):
         pred = self.draw(run, halves[i])
-        clear = None if weight is None else (counts[0] & counts[1]).to(x.dtype).expand_as(pred)
         total = total + apply_loss(measure, pred, halves[j], clear) / 2
         total = total + self.consistency * apply_loss(measure, pred, wholes[i], clear) / 2
     return total
@@ -382,7 +419,7 @@ def _sampling(net: nn.Module, x: torch.Tensor, seed: int) -> Iterator[None]:
 @patch
 def translate(self: SelfSupervised, source):
     "The denoised image, the mean of as many predictions as it takes; perhaps their spread, too."
-    if not self.averages: return self.strategy.draw(self._run, source)
+    if not self.strategy.draws: return self.strategy.draw(self._run, source)
     with _sampling(self.net, source, derive_seed(self.seed, "samples")):
         mean, spread = self._average(source)
     return torch.cat([mean, spread], dim=1) if self.spread else mean
@@ -392,7 +429,7 @@ def translate(self: SelfSupervised, source):
 def _average(self: SelfSupervised, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and standard deviation of predictions, drawn until the mean changes no more."
     mean = squares = torch.zeros_like(x)
-    enough = self.strategy.tolerance * float(x.std())
+    enough = self.strategy.tolerance * float(x.std(correction=0))
     most = min(_LEAST, self.strategy.samples) if self._validating else self.strategy.samples
     for n in range(1, most + 1):
         pred = self.strategy.draw(self._run, x)
@@ -426,7 +463,7 @@ def held_back(self: SelfSupervised,
     x, weight = batch["IM"], batch.get("CM")
     counted = torch.ones_like(x[:, :1]) if weight is None else weight
     few = counted > 0
-    if few.any() and few.float().mean() <= _FEW: return few
+    if 0 < few.float().mean() <= _FEW and _scattered(few): return few
     lattice = torch.zeros_like(x[:1, :1], dtype=torch.bool)
     lattice[(..., *[slice(1, None, 4) if n > 1 else slice(None) for n in x.shape[2:]])] = True
     return lattice & few
@@ -435,11 +472,17 @@ def held_back(self: SelfSupervised,
 _FEW = 0.15  # Share of pixels up to which those held back stand apart
 
 
+def _scattered(pixels: torch.Tensor) -> bool:
+    "Whether pixels are strewn rather than one field: many have no neighbour of their kind."
+    near = torch.zeros_like(pixels)
+    for axis in range(2, pixels.ndim): near |= pixels.roll(1, axis) | pixels.roll(-1, axis)
+    return float((pixels & near).sum()) < 0.8 * float(pixels.sum())
+
+
 @patch
 def validation_source(self: SelfSupervised, batch):
     "Images whose pixels that validate are hidden."
-    x = batch["IM"]
-    return fill_in(x, self.held_back(batch), neighbours(x.ndim - 2, 1), "mean")
+    return self.strategy.conceal(batch["IM"], self.held_back(batch))
 
 
 @patch
@@ -467,8 +510,9 @@ def monitor(self: SelfSupervised) -> str:
 
 @patch
 def rehearse(self: SelfSupervised, batch):
-    "Ask the loss for an opinion on the source itself."
+    "Ask the strategy whether it suits, and the loss for an opinion on the source itself."
     x = batch["IM"]
+    self.strategy.suits(x.ndim - 2)
     self.strategy.loss(lambda seen, mask=None: seen, x, batch.get("CM"), self.loss)
     return self.compare(x, batch)
 
