@@ -194,16 +194,6 @@ def label_free(patches: int, epochs: int, dropout: float, **data) -> dict:
             "model": {"net": {"dropout": dropout}}}
 
 
-ISL = files("labelfree_2d/isl_neurons", lambda i, name: name.startswith("tile_r2"))
-IN_TILES = {"split": "regions", "val_fraction": 0.15, "gap": 8}  # Of each tile a region validates
-
-
-def nuclei_alone() -> dict:
-    "Changes for the first of three targets; with a constant rate validation is best early, and the best checkpoint is taken."
-    changes = label_free(133, 11, 0.2, target_channels=[0], **IN_TILES)
-    return changes | {"model": changes["model"] | {"optimizer": {"_target_": "AdamW", "lr": 1e-3}, "scheduler": None}}
-
-
 def volume(name: str, axis: int, keep_first: bool = False, **data) -> Task:
     "Nuclei in one stack."
     small = {"patch": [16, 48, 48], "batch_size": 2, "patches_per_image": 200, "gap": 4} | data
@@ -215,9 +205,9 @@ def volume(name: str, axis: int, keep_first: bool = False, **data) -> Task:
 NUCLEI = [{"_target_": "FillHoles"}, {"_target_": "RemoveSmall", "size": 15}]
 TASKS = {
     "saureus": Task("labelfree_2d", saureus, over_all, ("labelfree_saureus_pearson",), (0.93,), LINEAR, label_free(800, 10, 0.0)),
-    "isl_dapi": Task("labelfree_2d", ISL, over_all, ("labelfree_isl_dapi_pearson",), (0.72,), LINEAR, nuclei_alone(), {"tta": True}),
-    "isl": Task("labelfree_2d", ISL, over_all, ("labelfree_isl_all_dapi_pearson", "labelfree_isl_map2_pearson", "labelfree_isl_nfh_pearson"),
-                (None, None, None), LINEAR, label_free(133, 10, 0.2, **IN_TILES), {"tta": True}),
+    "isl": Task("labelfree_2d", files("labelfree_2d/isl_neurons", lambda i, name: name.startswith("tile_r2")), over_all,
+                ("labelfree_isl_dapi_pearson", "labelfree_isl_map2_pearson", "labelfree_isl_nfh_pearson"), (0.72, None, None), LINEAR,
+                label_free(133, 10, 0.2, split="regions", val_fraction=0.15, gap=8), {"tta": True}),
     "ecoli": Task("labelfree_2d", files("labelfree_2d/ecoli_ds1", lambda i, name: i >= 5), over_all, ("labelfree_ecoli_pearson",),
                   (0.72,), LINEAR, label_free(200, 16, 0.1), {"tta": True}),
     "nuclei_2d": Task("semantic_seg_2d", nuclei, mean(dice), ("nuclei_2d_dice",), (0.92,), OTSU,
