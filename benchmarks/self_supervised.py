@@ -17,9 +17,8 @@ from typing import Callable, Optional
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from _common import DATA, Clock
+from _common import DATA, step_ratio
 from scipy.ndimage import gaussian_filter
-from torch.utils.data import DataLoader
 
 from mmv_im2im.config import preset
 from mmv_im2im.data_modules.images import list_images, read_image, write_image
@@ -28,7 +27,7 @@ from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import psnr_affine
 from mmv_im2im.models.denoising_nets import BlurPoolUNet
 from mmv_im2im.models.self_supervised import BlindSpot, SelfSupervised
-from mmv_im2im.trainers import Im2ImTrainer, train
+from mmv_im2im.trainers import train
 from mmv_im2im.vis import save_figure, show_images
 
 MINUTES = 10  # Of training, processor time
@@ -135,29 +134,16 @@ def stacks(methods: list[str], pictures: Optional[Path]) -> None:
 
 def steps(*_) -> None:
     "Seconds of a step of Noise2Void through the framework and the trainer against a loop written by hand."
-    torch.set_num_threads(1)
-    batch, masking = {"IM": torch.rand(8, 1, 64, 64)}, BlindSpot()
+    masking = BlindSpot()
+
+    def by_hand(net: torch.nn.Module, batch: dict) -> torch.Tensor:
+        "Squared error at hidden pixels."
+        seen, guessed = masking.hide(batch["IM"])
+        weight = guessed.float()
+        return ((net(seen) - batch["IM"]) ** 2 * weight).sum() / weight.sum()
+
     net = partial(BlurPoolUNet, 2, 1, 1, (24, 48, 96), "max", True)
-    by_hand, ours, hand_net = [], [], net()
-    optimizer = torch.optim.AdamW(hand_net.parameters(), lr=1e-3)
-    for _ in range(5):
-        ends = []
-        for _ in range(12):
-            seen, guessed = masking.hide(batch["IM"])
-            weight = guessed.float()
-            loss = ((hand_net(seen) - batch["IM"]) ** 2 * weight).sum() / weight.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            ends.append(time.perf_counter())
-        by_hand += np.diff(ends).tolist()
-        with tempfile.TemporaryDirectory() as d:
-            clock = Clock()
-            trainer = Im2ImTrainer(d, max_epochs=1, accelerator="cpu", callbacks=[clock], pictures=0, enable_progress_bar=False)
-            trainer.fit(SelfSupervised(net(), masking), DataLoader([batch] * 12, batch_size=None), DataLoader([batch], batch_size=None))
-        ours += np.diff(clock.ends).tolist()
-    a, b = np.median(ours), np.median(by_hand)
-    print(f"figure n2v_step_ratio: {a / b:.3f} ({a * 1e3:.1f} ms a step against {b * 1e3:.1f} ms by hand; to reach 1.05)", flush=True)
+    step_ratio("n2v_step_ratio", net, (8, 1, 64, 64), framework=partial(SelfSupervised, masking=masking), loss=by_hand)
 
 
 PARTS: dict[str, Callable] = {"gigadb": gigadb, "dark": dark, "stacks": stacks, "steps": steps}
