@@ -302,16 +302,17 @@ def open_run(
     config: dict,  # The resolved config in plain types
 ):
     "Yield the folder, locked, and the checkpoint to resume from or None; `ConfigError` if taken."
-    # the first process has the lock; the others of a distributed run follow it into its folder
-    folder, n = Path(out), 1
+    # the first process judges and locks; the others of a distributed run follow it into its
+    # folder, whatever it has begun to write there
+    first, folder, n = rank_zero_only.rank == 0, Path(out), 1
     while True:
-        taken = folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir())
+        taken = first and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir())
         if taken and not (folder / RUN_CONFIG).is_file():
             raise ConfigError(
                 f"`out` '{folder}' holds files but no run; name an empty or a new folder with"
                 " `--out`."
             )
-        with _locked(folder) if rank_zero_only.rank == 0 else nullcontext():
+        with _locked(folder) if first else nullcontext():
             if not _finished(folder):
                 last = folder / "checkpoints" / "last.ckpt"
                 if taken: _check_same(folder, config, last.is_file())

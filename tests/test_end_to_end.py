@@ -140,6 +140,13 @@ def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, caps
     assert capsys.readouterr().out == ""
 
 
+def test_a_later_process_follows_the_first_whatever_that_has_begun_to_write(tmp_path, monkeypatch):
+    (tmp_path / ".config.yaml.tmp").touch()
+    with pytest.raises(ConfigError, match="holds files but no run"), trainers.open_run(tmp_path, {}): pass
+    monkeypatch.setattr(trainers.rank_zero_only, "rank", 1)
+    with trainers.open_run(tmp_path, {}) as (folder, checkpoint): assert (folder, checkpoint) == (tmp_path, None)
+
+
 # The rules of the run folder
 
 def test_a_finished_run_gets_a_numbered_sibling(tmp_path, pairs, capsys):
