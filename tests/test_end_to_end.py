@@ -13,6 +13,7 @@ from chain import REGRESS, SEGMENT, checkpoint, run, same_weights, shell, start,
 from mmv_im2im import cli, trainers
 from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import Config, from_dict, load_config, to_dict
+from mmv_im2im.core import ConfigError
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import sample_data, simulate_set
 from mmv_im2im.inference.predictor import Predictor
