@@ -207,7 +207,7 @@ TASKS = {
     "saureus": Task("labelfree_2d", saureus, over_all, ("labelfree_saureus_pearson",), (0.93,), LINEAR, label_free(800, 10, 0.0)),
     "isl": Task("labelfree_2d", files("labelfree_2d/isl_neurons", lambda i, name: name.startswith("tile_r2")), over_all,
                 ("labelfree_isl_dapi_pearson", "labelfree_isl_map2_pearson", "labelfree_isl_nfh_pearson"), (0.72, None, None), LINEAR,
-                label_free(133, 10, 0.2, split="regions", val_fraction=0.15, gap=8), {"tta": True}),
+                label_free(133, 20, 0.2, split="regions", val_fraction=0.15, gap=8), {"tta": True}),
     "ecoli": Task("labelfree_2d", files("labelfree_2d/ecoli_ds1", lambda i, name: i >= 5), over_all, ("labelfree_ecoli_pearson",),
                   (0.72,), LINEAR, label_free(200, 16, 0.1), {"tta": True}),
     "nuclei_2d": Task("semantic_seg_2d", nuclei, mean(dice), ("nuclei_2d_dice",), (0.92,), OTSU,

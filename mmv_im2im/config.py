@@ -555,8 +555,9 @@ class PredictConfig:
     # Join tiles by Gaussian weights, exactly by discarding a halo, or do not tile at all
     blend: str = option("gaussian", choices=("gaussian", "exact", "none"))
     batch_size: int = option(1, low=1)  # Tiles predicted at once
-    # Average over the image and its mirror images (test-time augmentation); four times as long
-    tta: bool = False
+    # Average over the image and its mirror images (test-time augmentation), four times as long;
+    # null = as the checkpoint's run
+    tta: Optional[bool] = None
     # Frameworks that translate both ways: from source to target (A2B), or back (B2A)
     direction: str = option("A2B", choices=("A2B", "B2A"))
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers

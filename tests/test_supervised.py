@@ -231,6 +231,11 @@ def test_time_for_mirror_images(segmenter, nuclei):
     assert np.allclose(mean(image[:, ::-1], probabilities=True)[:, ::-1], q, atol=1e-5)
 
 
+def test_mirror_images_as_the_run_is_configured(nuclei, tmp_path):
+    best = train(configured(tmp_path, nuclei, SEGMENT, trainer={"max_epochs": 1}, predict={"tta": True})).best
+    assert Predictor(best).tta and not Predictor(best, tta=False).tta
+
+
 # Another beginning
 
 def test_a_run_begins_from_another(segmenter, nuclei, tmp_path):

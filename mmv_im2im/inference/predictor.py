@@ -126,7 +126,8 @@ class Predictor:
         # 'gaussian', 'exact' (equals the whole image) or 'none' (the whole image at once)
         blend: str = "gaussian",
         batch_size: int = 1,  # Tiles at once
-        tta: bool = False,  # Mean over the image and its mirror images; four times as long
+        # Mean over the image and its mirror images, four times as long; None = as the run's config
+        tta: Optional[bool] = None,
         # Of frameworks that translate both ways: 'A2B', from source to target, or 'B2A'
         direction: str = "A2B",
         # Steps after the network, or their descriptions; None = those of the checkpoint
@@ -148,9 +149,10 @@ class Predictor:
                 f" give {self.dims}."
             )
         self.tile, self.overlap, self.blend, self.batch_size = tile, overlap, blend, batch_size
-        self.tta, self.dtype = tta, dtype or (self.recipe.target_dtype if self.recipe else None)
-        if postprocess is None and direction == "A2B":
-            postprocess = (self.module.config or {}).get("predict", {}).get("postprocess")
+        configured = (self.module.config or {}).get("predict", {})
+        self.tta = bool(configured.get("tta") if tta is None else tta)
+        self.dtype = dtype or (self.recipe.target_dtype if self.recipe else None)
+        if postprocess is None and direction == "A2B": postprocess = configured.get("postprocess")
         self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
         self.device = _device(device)
         self.module.to(self.device)
