@@ -133,6 +133,24 @@ def stacks(methods: list[str], pictures: Optional[Path]) -> None:
     print(f"figure n2v_3d_above_2d_db: {min(g for _, g in gains):.2f} dB (above the 2D network plane by plane; to reach 0)", flush=True)
 
 
+def sizes(*_) -> None:
+    "One image of 2048 x 2048 and a folder of 500 files through the same preset, two epochs each."
+    rng = np.random.default_rng(0)
+    for name, number, size in (("image of 2048 x 2048", 1, 2048), ("folder of 500 files of 128 x 128", 500, 128)):
+        with tempfile.TemporaryDirectory() as d:
+            for i in range(number):
+                light = gaussian_filter(rng.random((size, size)), 4, mode="wrap")
+                write_image(Path(d) / "noisy" / f"{i:03d}.tif", rng.poisson(2000 * (light - light.min())).astype(np.uint16), "YX")
+            trainer = {"enable_progress_bar": False, "pictures": 0, "logger": False, "max_epochs": 2}
+            begin = time.perf_counter()
+            run = train(preset("n2v_2d", data={"path": f"{d}/noisy"}, trainer=trainer, out=f"{d}/run"))
+            trained = time.perf_counter()
+            outcome = Predictor(run.best, device="cpu").predict_folder(f"{d}/noisy", f"{d}/denoised", progress=False)
+            done = time.perf_counter()
+            print(f"figure n2v_{number}_files: {len(outcome.done)} predicted ({name}; training {trained - begin:.0f} s of {run.result['steps']}"
+                  f" steps, prediction {done - trained:.0f} s)", flush=True)
+
+
 def steps(*_) -> None:
     "Seconds of a step of Noise2Void through the framework and the trainer against a loop written by hand."
     masking = BlindSpot()
@@ -147,7 +165,7 @@ def steps(*_) -> None:
     step_ratio("n2v_step_ratio", net, (8, 1, 64, 64), framework=partial(SelfSupervised, masking=masking), loss=by_hand)
 
 
-PARTS: dict[str, Callable] = {"gigadb": gigadb, "dark": dark, "stacks": stacks, "steps": steps}
+PARTS: dict[str, Callable] = {"gigadb": gigadb, "dark": dark, "stacks": stacks, "sizes": sizes, "steps": steps}
 
 
 def main() -> None:
