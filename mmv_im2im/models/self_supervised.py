@@ -15,6 +15,7 @@ from typing import Callable, ClassVar, Iterator, Optional, Sequence
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 # %% ../../nbs/models/09_self_supervised.ipynb #7000ab38
@@ -147,7 +148,7 @@ def _counted(hidden: torch.Tensor, weight: Optional[torch.Tensor]) -> torch.Tens
 @dataclass(frozen=True)
 class BlindSpot(Masking):
     "Hide a few pixels behind their neighbours: Noise2Void, N2V2, structN2V."
-    share: float = 0.05  # Part of the pixels that is hidden, above 0, at most 0.5
+    share: float = 0.05  # Part of the pixels that is guessed, above 0, at most 0.5
     fill: str = "median"  # 'median' or 'mean' of the neighbours, or one of them at 'random'
     radius: int = 2  # Neighbours are up to so many pixels away along each axis
     line: Optional[str] = None  # 'X', 'Y' or 'Z', where the noise runs along lines
@@ -287,10 +288,8 @@ def draw(self: PairDownsample, run, x):
 def loss(self: PairDownsample, run, x, weight, measure):
     "Each half is the other's target; the whole must agree with both."
     halves, wholes = diagonals(x), diagonals(self.draw(run, x))
-    clear = None
-    if weight is not None:  # squares of which all four pixels count
-        pairs = torch.stack(diagonals((weight > 0).to(x.dtype)))
-        clear = (pairs.amin(0) == 1).to(x.dtype).expand_as(halves[0])
+    # a square counts as much as the least of its four pixels
+    clear = None if weight is None else -F.max_pool2d(-weight, 2).expand_as(halves[0])
     total = 0
     for i, j in ((0, 1), (1, 0)):
         pred = self.draw(run, halves[i])
