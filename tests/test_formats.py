@@ -438,17 +438,10 @@ def test_czi_types(czi, dtype, samples):
 
 def test_names_of_many_images(tmp_path):
     "Linked files: the links point nowhere, and nobody looks."
-    import time
-
     for i in range(12_500):
         os.symlink("elsewhere", tmp_path / f"cell_{i:06}_IM.ome.tif")
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        stems = [image_stem(p) for p in list_images(tmp_path)]
-        times.append(time.perf_counter() - begin)
+    stems = [image_stem(p) for p in list_images(tmp_path)]
     assert len(stems) == 12_500 and stems[-1] == "cell_012499_IM"
-    assert min(times) < 0.3, f"{min(times):.2f} s for a tenth of 125,000 files"
 
 
 def test_no_reader_is_imported_before_it_is_needed(bare_env, tmp_path):

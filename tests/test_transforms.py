@@ -1,5 +1,4 @@
 "Normalisation, preparation and patches: every pair there and back, every rule of sampling counted, only own bytes read."
-import time
 import tracemalloc
 
 import numpy as np
@@ -495,9 +494,7 @@ def test_a_sparse_file_larger_than_memory(tmp_path):
         x = np.memmap(tmp_path / "large.dat", dtype=np.float32, mode="w+", shape=shape)
     except OSError:
         pytest.skip("this file system has no sparse files")
-    begin = time.perf_counter()
-    p = PatchTransform((16, 64, 64))({"IM": x, "GT": x}, seed=0)
-    assert time.perf_counter() - begin < 2 and p["IM"].shape == (1, 16, 64, 64)
+    assert PatchTransform((16, 64, 64))({"IM": x, "GT": x}, seed=0)["IM"].shape == (1, 16, 64, 64)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float32", "float64", ">u2"])
@@ -610,18 +607,6 @@ def test_a_sample_is_left_as_it_was():
     p = PatchTransform((32, 32), [{"_target_": "RandFlipd", "prob": 1.0}], sampling="foreground")(sample, 0)
     assert list(p) == ["IM", "GT", "extra"] and "points" in sample
     np.testing.assert_array_equal(sample["IM"], im)
-
-
-def test_a_patch_of_a_mapped_volume_is_fast(tmp_path):
-    for k in ("im", "gt"):
-        np.save(tmp_path / f"{k}.npy", np.ones((1, 16, 700, 700), np.float32))
-    sample = {"IM": np.load(tmp_path / "im.npy", mmap_mode="r"), "GT": np.load(tmp_path / "gt.npy", mmap_mode="r")}
-    transform, times = PatchTransform((16, 64, 64)), []
-    for seed in range(200):
-        begin = time.perf_counter()
-        transform(sample, seed)
-        times.append(time.perf_counter() - begin)
-    assert np.median(times) < 3e-3, f"{np.median(times) * 1e3:.2f} ms a patch"
 
 
 @pytest.mark.parametrize("kwargs, word", [
