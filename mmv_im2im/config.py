@@ -207,7 +207,7 @@ class _Preparation:
 @dataclass
 class _Keeping:
     "What is validated on, and what is kept where."
-    # Validate on whole images up to so many pixels per epoch; null = an eighth of the pixels that
+    # Validate on whole images up to so many pixels per epoch; null = a tenth of the pixels that
     # an epoch trains on, 4 million at most
     val_pixels: Optional[int] = option(None, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images

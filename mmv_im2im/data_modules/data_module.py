@@ -321,7 +321,7 @@ class Im2ImDataModule(pl.LightningDataModule):
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
-        # Validate on whole images up to so many pixels; None = an eighth of those of an epoch
+        # Validate on whole images up to so many pixels; None = a tenth of those of an epoch
         val_pixels: Optional[int] = None,
         val_patches: bool = False,  # Validate on fixed patches instead
         cache: str = "memory",  # Keep prepared images: 'none', 'memory' or 'disk'
@@ -497,10 +497,10 @@ def _visited(self: Im2ImDataModule) -> int:
 
 
 def _pixel_budget(self: Im2ImDataModule) -> int:
-    "Pixels to validate on: as asked for, or an eighth of an epoch's, but one image in any case."
+    "Pixels to validate on: as asked for, or a tenth of an epoch's, but one image in any case."
     if self.val_pixels is not None: return self.val_pixels
     trained = _visited(self) * self.per_image * math.prod(self.patch)
-    return min(4_000_000, max(trained // 8, math.prod(_shape(self, self.val_items[0]))))
+    return min(4_000_000, max(trained // 10, math.prod(_shape(self, self.val_items[0]))))
 
 
 def _limit_pixels(self: Im2ImDataModule, items: list[dict], budget: int) -> list[dict]:
