@@ -12,6 +12,8 @@ from house import PACKAGE, imports, sources
 sys.path.insert(0, str(ROOT / "tools"))
 from docs import mixed_cells  # noqa: E402
 
+from mmv_im2im.config import config_reference  # noqa: E402
+
 NBS = ROOT / "nbs"
 PATHS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 NAMES = [p.relative_to(NBS).as_posix() for p in PATHS]
@@ -122,6 +124,11 @@ def test_cells_of_a_component(name):
 def test_a_tutorial_begins_as_a_reader_does(name):
     code = [c["source"] for c in cells(name) if c["cell_type"] == "code"]
     assert re.search(rf"^from {PACKAGE}\.all import \*$", code[0], re.M)
+
+
+def test_the_saved_reference_is_that_of_the_config():
+    shown, = (o for c in cells("reference/config.ipynb") for o in c.get("outputs", []))
+    assert "".join(shown["data"]["text/markdown"]) == config_reference(), "run tools/notebooks.py nbs/reference/config.ipynb"
 
 
 def test_every_notebook_has_one_place_in_the_sidebar():
