@@ -19,6 +19,7 @@ from mmv_im2im.config import (
     Config,
     check_ready,
     config_keys,
+    key_names,
     load_config,
     net_names,
     net_text,
@@ -94,7 +95,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
             )
         if values[0] == "": raise ConfigError(f"`--{flag}` is empty; see `run_im2im --help`.")
         setattr(args, flag, values[0])
-    names = [r["key"] for r in config_keys()]
+    names = key_names()
     for a in rest:
         key = a[2:].partition("=")[0]
         if a.startswith("--") and "." not in key and key not in names:

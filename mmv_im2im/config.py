@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFUSED', 'RUN_CONFIG', 'option', 'DataConfig', 'TrainerConfig', 'PredictConfig', 'Config', 'read_yaml', 'merge',
            'preset_names', 'preset_text', 'net_names', 'net_text', 'net_preset', 'from_dict', 'to_dict', 'checked',
-           'check_ready', 'preset', 'load_config', 'save_config', 'parse_overrides', 'check_targets', 'config_keys',
-           'config_reference']
+           'check_ready', 'preset', 'load_config', 'save_config', 'parse_overrides', 'check_targets', 'key_names',
+           'config_keys', 'config_reference']
 
 # %% ../nbs/01_config.ipynb #496bd7a5
 import copy
@@ -106,6 +106,14 @@ def _type_hint(value: Any, tp: Any) -> str:
         return "Drop the quotes."
     if tp is str and isinstance(value, (int, float)): return "Put it in quotes."
     return ""
+
+
+def _plain(x: Any) -> Any:
+    if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
+    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    if isinstance(x, Path): return str(x)
+    return x.tolist() if hasattr(x, "tolist") else x  # a number or an array of NumPy
 
 
 def _check_section(section: Any, prefix: str = ""):
@@ -907,14 +915,6 @@ def to_dict(
     return _plain(cfg)
 
 
-def _plain(x: Any) -> Any:
-    if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    if isinstance(x, Path): return str(x)
-    return x.tolist() if hasattr(x, "tolist") else x  # a number or an array of NumPy
-
-
 def checked(
     cfg: Config,  # However it was made, and whatever was changed in it since
 ) -> Config:  # A copy whose keys and values are right
@@ -1021,12 +1021,12 @@ def _read_text(path: Path) -> str:
             " `--trainer.init_from`."
         )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open(path, "rb") as f: text = f.read(10**7).decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = "\0"
+        text = 11 * "\0"
     except OSError as e:
         raise ConfigError(f"'{path}' cannot be read ({e.strerror or e}).") from None
-    if "\0" in text:
+    if text.count("\0") > len(text) // 10:  # a binary file, or UTF-16
         raise ConfigError(f"'{path}' is not a text file; a config is yaml, saved as UTF-8.")
     return text
 
@@ -1113,6 +1113,15 @@ def _check_target(
     check_arguments(cls, {k: v for k, v in spec.items() if k != "_target_"}, key, given=filled)
 
 # %% ../nbs/01_config.ipynb #47386c5f
+def key_names() -> list[str]:  # In the order of `--help`
+    "Dotted names of all keys; quicker than `config_keys`, which reads the comments, too."
+    out, hints = [], get_type_hints(Config)
+    for f in fields(Config):
+        inside = fields(hints[f.name]) if is_dataclass(hints[f.name]) else []
+        out += [f"{f.name}.{g.name}" for g in inside] or [f.name]
+    return out
+
+
 def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
     "Every key of the config, as rows for the reference page and for `--help`."
     sections = {
