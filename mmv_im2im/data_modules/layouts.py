@@ -531,7 +531,8 @@ def _in_order(a: str, b: str) -> tuple[str, str]:
 
 
 def _set(source: str, target: str) -> str:
-    return f"If they are sources and targets, set `data.source: {source}` and `data.target: {target}`."
+    return (f"If they are sources and targets, set `data.source: {source}` and `data.target: "
+            f"{target}`.")
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #03bdb421
 class Samples(list):
@@ -628,7 +629,8 @@ def find_sources(
     path = Path(path)
     if path.is_file() or (path.exists() and is_image(path)): return [(path, image_stem(path))]
     if not path.exists():
-        raise DataError(f"`predict.path` '{path}' does not exist; name an image or a folder of images.")
+        raise DataError(f"`predict.path` '{path}' does not exist; name an image or a folder of "
+                        "images.")
     inner = _folder(path, source if _suffix(source) else "")
     folder = inner if inner.is_dir() else path
     found = list(_stems(list_images(folder, nested), folder))
@@ -651,9 +653,9 @@ def _by_result(found: list[tuple[str, Path]], folder: Path) -> list[tuple[str, P
     count = Counter(name for name, _ in found)
     twice = [_below(p, folder) for name, p in found if count[name] > 1]
     if twice:
-        raise DataError(f"several files in '{folder}' are named alike, and their results would have "
-                        f"one name: {_some(sorted(twice))}; rename them, or keep them in folders of "
-                        "their own.")
+        raise DataError(f"several files in '{folder}' are named alike, and their results would "
+                        f"have one name: {_some(sorted(twice))}; rename them, or keep them in "
+                        "folders of their own.")
     return found
 
 

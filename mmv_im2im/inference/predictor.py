@@ -509,7 +509,8 @@ def _evaluate(
 ) -> tuple[list[dict], Outcome]:
     "Rows and outcome for samples that were found."
     rows, result, sets = [], Outcome(), ([], [], [])
-    for s, name in tqdm(list(zip(samples, _row_names(samples))), desc="evaluating", unit="image", disable=not progress):
+    named = list(zip(samples, _row_names(samples)))
+    for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
         try:
             check_samples([s], self.recipe, progress=False)
