@@ -472,9 +472,10 @@ def _say_finished(out: Path, folder: Path, begun: bool, config: dict):
     done = _read_json(out / "run.json", "remove it").get("epochs")
     how = "goes on" if begun else "begins anew"
     hint = f"; to begin with its weights, add `--trainer.init_from {out}`"
+    if begun or config["trainer"]["init_from"]: hint = ""
     rank_zero_info(
         f"'{out}' holds a finished run{f' of {done} epochs' if done else ''}, which stays as it"
-        f" is: this one {how} in '{folder}'{'' if begun or config['trainer']['init_from'] else hint}"
+        f" is: this one {how} in '{folder}'{hint}"
     )
 
 # %% ../nbs/11_trainers.ipynb #2e22914a
@@ -503,7 +504,8 @@ class Run:
     def result(self) -> dict:
         "How it ended: best score and its name, epochs, seconds."
         path = self.folder / "run.json"
-        if not path.is_file(): raise ConfigError(f"the run '{self.folder}' has not come to its end.")
+        if not path.is_file():
+            raise ConfigError(f"the run '{self.folder}' has not come to its end; continue it.")
         return _read_json(path, "remove it, and the run goes on from its last checkpoint")
 
     def plot(self):
@@ -554,7 +556,8 @@ def _try_parts(
         model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
     for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
         optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))], key)
-    scheduled = model.make_scheduler(optimizer, cfg.trainer.monitor)["scheduler"] if model.scheduler else None
+    watched, scheduled = cfg.trainer.monitor, None
+    if model.scheduler: scheduled = model.make_scheduler(optimizer, watched)["scheduler"]
     with _named("model.scheduler", model.scheduler):
         optimizer.step()
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)

@@ -442,9 +442,8 @@ def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     if self.split != "auto": by = self.split
     if "split" in self.items[0]: by = "given"
     train, val, how = _draw_split(self, parts, by)
-    self.parts = {"by": by} | {
-        part: [_file_name(self, i) for i in items] for part, items in (("train", train), ("val", val))
-    }
+    names = lambda items: [_file_name(self, i) for i in items]
+    self.parts = {"by": by, "train": names(train), "val": names(val)}
     return train, val, how
 
 
