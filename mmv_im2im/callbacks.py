@@ -213,10 +213,17 @@ class Patience(EarlyStopping):
         super().__init__(*args, **kwargs)
         self.annealing = annealing
 
+    def _waits(self, trainer) -> bool:
+        "Whether the rate is still to fall."
+        return any(map(_falls, _schedules(trainer))) and not self.annealing.settled(trainer)
+
     def on_validation_end(self, trainer, pl_module):
         "Count, unless the rate is still to fall."
-        if any(map(_falls, _schedules(trainer))) and not self.annealing.settled(trainer): return
-        super().on_validation_end(trainer, pl_module)
+        if not self._waits(trainer): super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        "The same: Lightning counts at one of the two."
+        if not self._waits(trainer): super().on_train_epoch_end(trainer, pl_module)
 
 
 def _falls(scheduler) -> bool:
