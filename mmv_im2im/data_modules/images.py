@@ -224,8 +224,8 @@ def _records(*names: str) -> Iterator[list[str]]:
 # %% ../../nbs/data_modules/00_images.ipynb #8923af15
 _DAMAGE = re.compile(r"corrupted tag list|invalid offset to|invalid page offset|contains no pages"
                      r"|missing data|failed to read|TiffTag (\d+) .*invalid")
-_NEEDED = {254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324,
-           325, 330, 338, 339, 347, 530, 532}  # tags without which pixels would be read wrongly
+_NEEDED = {254, 256, 257, 258, 259, 262, 266, 270, 273, 277, 278, 279, 284, 317, 320, 322, 323,
+           324, 325, 330, 338, 339, 347, 530, 532}  # without these tags pixels are read wrongly
 
 
 def _damage(said: Sequence[str]) -> bool:
