@@ -842,7 +842,7 @@ def _plain(x: Any) -> Any:
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, Path): return str(x)
-    return x.item() if hasattr(x, "item") and not isinstance(x, (str, bytes)) else x
+    return x.tolist() if hasattr(x, "tolist") else x  # numbers and arrays of NumPy
 
 # %% ../nbs/01_config.ipynb #e7b99d50
 def preset(

@@ -231,9 +231,9 @@ class Largest(Postprocess):
 
 # %% ../nbs/06_postprocess.ipynb #324f663c
 def _numbered(channels: Sequence[np.ndarray]) -> np.ndarray:
-    "Stack instance labels, in the smallest dtype of uint16 and uint32 that holds them."
+    "Stack instance labels, in the smallest dtype of uint16 and int32 that holds them."
     x = np.stack(channels)
-    return x.astype(np.uint16 if x.max() <= 65535 else np.uint32)
+    return x.astype(np.uint16 if x.max() <= 65535 else np.int32)
 
 
 class Label(Postprocess):
