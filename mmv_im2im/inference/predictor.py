@@ -41,12 +41,12 @@ from ..data_modules.transforms import resample
 from ..distances import DISTANCES, set_metrics
 from .comparison import compare_denoisers
 from ..metrics import METRICS, check_metrics
-from ..models.base import hide_ignored, metric_names, split_metrics
+from ..models.base import Im2ImModule, hide_ignored, metric_names, split_metrics
 from ..postprocess import AsType, Postprocess, as_postprocess, postprocess, to_dtype
 
 
 # %% ../../nbs/inference/01_predictor.ipynb #bcc32687
-def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequence[str]):
+def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
     "Module, recipe and patch out of a checkpoint."
     kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
     if kept is None:
@@ -55,21 +55,19 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
             " library. Name a checkpoint of a run."
         )
     recipe = Recipe(**data["recipe"], trust=trust) if data else None
-    if kept["config"]:
+    if net is not None: module = _by_hand(kept, net, trust)
+    elif kept["config"]:
         config = kept["config"]
         cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
         channels = data["in_channels"], data["out_channels"]
         module, _ = cls.from_config(
             config["model"], *channels, recipe.spatial_dims, config["seed"], trust
         )
-    elif net is None:
+    else:
         raise ConfigError(
             f"'{path}' was trained from a network made by hand, so it holds weights only; give the"
             " network: Predictor(checkpoint, net=net)."
         )
-    else:
-        cls = find_class(kept["framework"], "framework", "framework", trust)
-        module = cls(*(net if isinstance(net, (list, tuple)) else [net]), **kept["settings"])
     try:
         module.load_state_dict(_for_inference(checkpoint["state_dict"], module))
     except RuntimeError as e:
@@ -83,9 +81,35 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
 
 
 def _for_inference(state: dict, module: nn.Module) -> dict:
-    "Weights without those of discriminators, which a module made for prediction does not have."
-    own = module.state_dict()
-    return {k: v for k, v in state.items() if k in own or not k.startswith("discriminator")}
+    "Weights by their names in `module`, without those of discriminators that it does not have."
+    # a network that was compiled, or wrapped to run in parallel, has the same weights
+    bare = lambda k: k.replace("_orig_mod.", "").replace(".module.", ".")
+    own = {bare(k): k for k in module.state_dict()}
+    found = {own.get(bare(k), k): v for k, v in state.items()}
+    return {k: v for k, v in found.items() if bare(k) in own or not k.startswith("discriminator")}
+
+# %% ../../nbs/inference/01_predictor.ipynb #c0d8db64
+def _by_hand(kept: dict, net: Any, trust: Sequence[str]) -> Im2ImModule:
+    "A framework around networks made by hand, or a framework that was made by hand itself."
+    if isinstance(net, Im2ImModule): return net
+    nets = net if isinstance(net, (list, tuple)) else [net]
+    for n in nets:
+        if isinstance(n, nn.Module): continue
+        what = f"the class {n.__name__}" if isinstance(n, type) else f"a {type(n).__name__}"
+        raise ConfigError(f"`net` must be a network, an object of torch.nn.Module; got {what}.")
+    cls = find_class(kept["framework"], "framework", "framework", trust)
+    params = inspect.signature(cls).parameters
+    open_end = any(p.kind == p.VAR_KEYWORD for p in params.values())
+    taken = {k: v for k, v in kept["settings"].items() if k in params or open_end}
+    try:
+        module = cls(*nets, **taken)
+    except TypeError as e:
+        raise ConfigError(
+            f"{cls.__name__} cannot be made of its network alone ({e}); give the whole model, made"
+            f" as for training: Predictor(checkpoint, net={cls.__name__}(...))."
+        ) from None
+    for k in kept["settings"].keys() - taken.keys(): setattr(module, k, kept["settings"][k])
+    return module
 
 # %% ../../nbs/inference/01_predictor.ipynb #3fc72ea5
 def guess_axes(
@@ -199,7 +223,8 @@ class Predictor:
     def __init__(self,
         # A .ckpt file, or a run or its folder, whose best checkpoint is taken
         checkpoint: str | Path | Any,
-        # The network, or both of a framework of two ways, for a checkpoint of a model made by hand
+        # For a checkpoint of a model made by hand: its network, both of a framework of two ways, or
+        # the model itself, which takes over the weights
         net: nn.Module | Sequence[nn.Module] | None = None,
         # Tile in pixels, `(Y, X)` or `(Z, Y, X)`, or one number for all; None = chosen from the
         # training patch
