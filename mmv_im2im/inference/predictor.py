@@ -496,7 +496,7 @@ def _read(
 def _size_of_result(
     self: Predictor, size: Sequence[Optional[float]]
 ) -> tuple[Optional[float], ...]:
-    "Pixel size to write: where training took every n-th plane, the planes are n times as far apart."
+    "Pixel size to write: of planes of which training took every n-th, n times the distance."
     steps = {b - a for a, b in zip(planes, planes[1:])} if (
         planes := self.recipe.planes if self.recipe else None
     ) else {1}
