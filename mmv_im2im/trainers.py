@@ -49,7 +49,8 @@ from mmv_im2im.checkpoints import (
     AtomicCheckpointIO, MetricsCSV, find_checkpoint, load_checkpoint, not_written, read_metrics
 )
 from mmv_im2im.config import (
-    RUN_CONFIG, Config, check_targets, from_dict, load_config, read_yaml, save_config, to_dict
+    RUN_CONFIG, Config, check_ready, check_targets, checked, from_dict, load_config, read_yaml,
+    save_config, to_dict
 )
 from mmv_im2im.core import (
     ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
@@ -400,10 +401,8 @@ def prepare(
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
     "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
-    if cfg.data.path is None:
-        raise ConfigError(
-            "`data.path` is missing: name the folder with your images, `--data.path FOLDER`."
-        )
+    cfg = checked(cfg)
+    check_ready(cfg, "train")
     check_targets(cfg, trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
     try:

@@ -29,13 +29,11 @@ from ..core import ConfigError, DataError, Im2ImError, did_you_mean, find_class
 from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
-    image_stem,
-    is_image,
     list_images,
     read_image,
     write_image,
 )
-from ..data_modules.layouts import find_samples
+from ..data_modules.layouts import find_samples, find_sources
 from ..data_modules.recipe import Recipe, sample_shapes
 from ..data_modules.transforms import resample
 from ..distances import DISTANCES, set_metrics
@@ -174,7 +172,7 @@ def _checkpoint_of(given: Any) -> Path:
         )
     )
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #76d89d95
 def _tile_of(given: Any, dims: int) -> Optional[tuple[int, ...]]:
     "A tile as whole numbers, one for each spatial axis; one number stands for all."
     if given is None: return None
@@ -371,7 +369,7 @@ def _as_array(image: Any) -> tuple[Any, Optional[str], Callable]:
     if image.dtype == bool: image = image.astype(np.uint8)
     return image, axes, back
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #f45ff28f
 def _from_tensor(x: torch.Tensor) -> np.ndarray:
     "The numbers of a tensor of any layout, on any device."
     x = x.detach().to("cpu")
@@ -675,30 +673,17 @@ class Outcome:
         n = len(self.failed) + len(self.done)
         return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
 
-
-def _sources(path: Any, source: str) -> list[Path]:
-    "The images to predict: a file, or a folder's; those in or marked `source` where there are."
+# %% ../../nbs/inference/01_predictor.ipynb #ed819d6a
+def _sources(path: Any, *where) -> list[tuple[Path, str]]:
+    "The images to predict, and what their results are called."
     if isinstance(path, Iterable) and not isinstance(path, (str, bytes, os.PathLike, Mapping)):
-        return _listed(list(path))
+        return [(f, image_stem(f)) for f in _listed(list(path))]
     if not isinstance(path, (str, os.PathLike)):
         raise DataError(
             "`predict.path` is an image, a folder of images, or a list of files; got"
             f" {path!r:.80}. An image in memory goes to the predictor itself, `predictor(image)`."
         )
-    path = Path(os.path.expandvars(path)).expanduser()
-    if path.is_file() or (path.exists() and is_image(path)): return [path]
-    if not path.exists():
-        raise DataError(
-            f"`predict.path` '{path}' does not exist; name an image or a folder of images."
-        )
-    folder = path / source if (path / source).is_dir() else path
-    files = list_images(folder)
-    files = [f for f in files if image_stem(f).endswith(f"_{source}")] or files
-    if not files:
-        raise DataError(
-            f"the folder '{folder}' holds no images that can be read; check `predict.path`."
-        )
-    return _named_apart(files, f"in '{folder}'")
+    return find_sources(Path(os.path.expandvars(path)).expanduser(), *where)
 
 
 def _listed(files: list) -> list[Path]:
@@ -710,20 +695,20 @@ def _listed(files: list) -> list[Path]:
             f" {'an empty one' if not files else f'an object of type {type(wrong).__name__}'}."
             " Images in memory go to the predictor itself, `predictor(images)`."
         )
-    return _named_apart([Path(os.path.expandvars(f)).expanduser() for f in files], "of the list")
+    return _named_apart([Path(os.path.expandvars(f)).expanduser() for f in files])
 
 
-def _named_apart(files: list[Path], where: str) -> list[Path]:
+def _named_apart(files: list[Path]) -> list[Path]:
     "The files; `DataError` where two results would have one name."
     stems = [image_stem(f) for f in files]
     twice = next((s for s in stems if stems.count(s) > 1), None)
     if twice is None: return files
     raise DataError(
-        f"several files {where} are named '{twice}', and their results would have one name; rename"
+        f"several files of the list are named '{twice}', and their results would have one name; rename"
         " them."
     )
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #8b96864d
 def _check_writable(out: Path):
     "`ConfigError` where no folder for results can be made."
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
@@ -742,39 +727,43 @@ def predict_folder(self: Predictor,
     progress: bool = True,  # Show a bar
     # Write the spread of the predictions that the model averages, too, as NAME_uncertainty
     uncertainty: bool = False,
+    target: str = "GT",  # Suffix of targets that lie beside the sources
+    costmap: str = "CM",  # Suffix of cost maps that lie beside the sources
+    nested: bool = False,  # Include the images of sub-folders; results keep these
 ) -> Outcome:
     "Predict every image of a folder into OME-TIFFs; a bad file is reported and skipped."
-    files, result = _sources(path, source), Outcome()
+    files, result = _sources(path, source, target, costmap, nested), Outcome()
     out = Path(os.path.expandvars(out)).expanduser()
     _check_writable(out)
-    if out.resolve() in {f.parent.resolve() for f in files}:
+    if any((out / name).parent.resolve() == f.parent.resolve() for f, name in files):
         raise DataError(
             f"`predict.out` '{out}' is the folder of the source images; name another one."
         )
-    for f in tqdm(files, desc="predicting", unit="image", disable=not progress):
+    if nested: files = [(f, n) for f, n in files if out.resolve() not in f.resolve().parents]
+    for f, name in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
             x, size = self._read(f, axes)
             how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
             pred, size = self._predict_times(x, f"'{f}'", **how), self._size_of_result(size)
-            target = out / f"{image_stem(f)}.ome.tif"
+            written = out / f"{name}.ome.tif"
             if uncertainty:
                 pred, spread = self._halves(pred)
-                beside = out / f"{image_stem(f)}_uncertainty.ome.tif"
+                beside = out / f"{name}_uncertainty.ome.tif"
                 write_image(beside, spread, axes="TCZYX", pixel_size=size)
-            write_image(target, pred, axes="TCZYX", pixel_size=size)
-            result.done.append(target)
-        except Exception as e:  # whatever a file, a network or the machine raises: the others are done
+            write_image(written, pred, axes="TCZYX", pixel_size=size)
+            result.done.append(written)
+        except Exception as e:  # whatever a file, a network or the machine raises
             result.failed[str(f)] = _said(e, f)
     return result
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #a9bfc391
 def _said(e: Exception, file: Any) -> str:
     "What went wrong with a file, in a sentence that names it."
     text = (str(e).strip().splitlines() or [""])[0]
     memory = "out of memory", "not enough memory", "can't allocate memory", "Unable to allocate"
     if isinstance(e, Im2ImError): said = str(e)
     elif isinstance(e, MemoryError) or any(m in str(e) for m in memory):
-        said = "there is not enough memory for it; set a smaller `predict.tile`, or split the image."
+        said = "there is not enough memory for it; set a smaller `predict.tile`, or split it."
     elif isinstance(e, OSError): said = f"{e.strerror or text or type(e).__name__} ({e.filename})."
     else: said = f"{type(e).__name__}: {text or 'no reason given'}."
     return said if str(file) in said else f"'{file}': {said}"
@@ -794,6 +783,7 @@ def evaluate(self: Predictor,
     pairing: str = "paired",
     # Put classical filters beside a denoiser; None = where it learnt from noisy images alone
     compare: Optional[bool] = None,
+    nested: bool = False,  # Include the images of sub-folders
 ) -> tuple[list[dict], Outcome]:  # A dict an image with `image` and the metrics, and what failed
     "Metrics of every pair in a folder, in normalised units; a bad file is reported and skipped."
     if self.recipe is None:
@@ -807,7 +797,7 @@ def evaluate(self: Predictor,
             "`predict.compare` puts denoising filters beside a model of intensities, but this one"
             " segments; leave it out."
         )
-    samples = find_samples(path, layout, source, target, costmap, pairing=pairing)
+    samples = find_samples(path, layout, source, target, costmap, pairing, nested)
     if self.direction == "B2A": samples = [_swapped(s) for s in samples]
     usual, self.module.metrics = self.module.metrics, self._metrics(names, pairing)
     try:
@@ -841,7 +831,8 @@ def _evaluate(
 ) -> tuple[list[dict], Outcome]:
     "Rows and outcome for samples that were found."
     rows, result, sets = [], Outcome(), ([], [], [])
-    for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):
+    named = list(zip(samples, _row_names(samples)))
+    for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
         try:
             self._check_channels(s)
@@ -853,7 +844,7 @@ def _evaluate(
             if pred is None: continue
             figures = self.module.image_figures(pred, target, x.get("CM")) if paired else {}
             if compare: figures |= self._beside_filters(x["IM"], seen, result)
-            rows.append({"image": x["name"]} | figures)
+            rows.append({"image": name} | figures)
             result.done.append(Path(file))
         except Exception as e:  # whatever it is: the others are done
             at = f" t={s['time']}" if "time" in s else ""
@@ -905,6 +896,14 @@ def _swapped(sample: dict) -> dict:
     "A sample whose target is the source, and the reverse."
     names = {"IM": "GT", "GT": "IM"}
     return {names.get(k, k): v for k, v in sample.items()}
+
+
+def _row_names(samples: Sequence[dict]) -> list[str]:
+    "The file of each sample; with its sub-folders where two have the same name."
+    files = [Path(s.get("IM", s.get("GT"))) for s in samples]
+    names = [f.name for f in files]
+    if len(set(names)) == len(names): return names
+    return [os.path.relpath(f, os.path.commonpath([p.parent for p in files])) for f in files]
 
 # %% ../../nbs/inference/01_predictor.ipynb #3a2ff797
 def mean_row(
