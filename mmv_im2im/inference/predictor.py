@@ -10,7 +10,6 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from operator import index as as_index
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
@@ -29,7 +28,7 @@ from ..core import ConfigError, DataError, Im2ImError, did_you_mean, find_class
 from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
-    list_images,
+    image_stem,
     read_image,
     write_image,
 )
@@ -77,7 +76,7 @@ def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
     module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
     return module.eval(), recipe
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #af4e9720
 def _for_inference(state: dict, module: nn.Module) -> dict:
     "Weights by their names in `module`, without those of discriminators that it does not have."
     # a network that was compiled, or wrapped to run in parallel, has the same weights
@@ -316,7 +315,7 @@ def __call__(self: Predictor,
     wanted = lambda y: back(y if len(axes) == 5 else _like(y, axes + "C"))
     return tuple(map(wanted, self._halves(out))) if uncertainty else wanted(out)
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #89c3588d
 @patch
 def _predict_list(self: Predictor, images: Sequence, *options) -> list:
     "Predict each of several images."
@@ -476,7 +475,7 @@ def _predict_file(
     wanted = lambda y: _like(y, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
     return tuple(map(wanted, self._halves(out))) if how["spread"] else wanted(out)
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #d59c200d
 @patch
 def _read(
     self: Predictor, path: Path, axes: Optional[str] = None
@@ -526,7 +525,7 @@ def _predict_times(
     later, shape = dask.delayed(lambda t: one(t).astype(dtype)), (channels, *x.shape[2:])
     return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #cd966d07
 @patch
 def _check_fits(self: Predictor, shape: Sequence[int], name: str):
     "`DataError` unless the model can take an image T, C, Z, Y, X."
@@ -549,7 +548,7 @@ def _check_fits(self: Predictor, shape: Sequence[int], name: str):
             f"{name} is a single plane but the model is 3D; give a stack, with axes ZYX."
         )
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #21ba7eaf
 @patch
 def _result_channels(
     self: Predictor, probabilities: bool, spread: bool
@@ -591,7 +590,7 @@ def _raw(
     finally:
         if spread: self.module.spread = False
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #3e2fa0ca
 @patch
 def _predict_one(
     self: Predictor,
@@ -704,8 +703,8 @@ def _named_apart(files: list[Path]) -> list[Path]:
     twice = next((s for s in stems if stems.count(s) > 1), None)
     if twice is None: return files
     raise DataError(
-        f"several files of the list are named '{twice}', and their results would have one name; rename"
-        " them."
+        f"several files of the list are named '{twice}', and their results would have one name;"
+        " rename them."
     )
 
 # %% ../../nbs/inference/01_predictor.ipynb #8b96864d
@@ -857,7 +856,7 @@ def _evaluate(
         result.failed["all images together"] = _said(e, "all images together")
     return rows, result
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #666c1756
 @patch
 def _check_channels(self: Predictor, sample: dict):
     "`DataError` unless the files of a sample agree, and have the channels that the model knows."
