@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ..core import ConfigError, DataError, derive_seed
+from ..core import ConfigError, DataError, derive_seed, tell
 from mmv_im2im.data_modules.caching import (
     DiskCache,
     MemoryCache,
@@ -40,7 +40,7 @@ from mmv_im2im.data_modules.layouts import (
     split_files,
     split_regions,
 )
-from .recipe import Recipe, check_samples, sample_shapes
+from .recipe import Recipe, check_contents, check_samples, sample_shapes
 from mmv_im2im.data_modules.transforms import (
     LikeSource,
     Normalization,
@@ -412,6 +412,7 @@ def setup(self: Im2ImDataModule,
     )
     self.items = _items(self)
     self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
+    for note in check_contents(self.items, self.recipe): tell(note)
     self.train_items, self.val_items, how = _split(self)
     _measure_dataset(self)
     self.recipe.target_dtype = None if self.recipe.labels else _dtype(self, "GT")
@@ -618,10 +619,15 @@ def _measure_dataset(self: Im2ImDataModule):
 
 
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
-    "Number format of the first image of a kind, 'IM' or 'GT'; None where there is none."
-    item = next((i for i in self.train_items if key in i), None)
-    if item is None: return None
-    return image_info(item[key], axes=self.recipe.axes[key], scene=self.recipe.scene).dtype
+    "Number format that holds those of all files of a kind, 'IM' or 'GT'; None without files."
+    found = self.recipe.dtypes.get(key)
+    if not found: return None
+    dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
+    if len(found) > 1:
+        counts = ", ".join(f"{d} in {n}" for d, n in found.most_common())
+        noun = {"IM": "sources", "GT": "targets"}[key]
+        tell(f"{noun} have several number formats ({counts} files); results are written as {dtype}")
+    return dtype
 
 
 def _mean_stats(stats: list[dict]) -> dict:
