@@ -271,8 +271,8 @@ class _Preparation:
 @dataclass
 class _Keeping:
     "What is validated on, and what is kept where."
-    # Validate on whole images up to so many pixels per epoch; null = a tenth of the pixels that
-    # an epoch trains on, 4 million at most
+    # Pixels that are validated per epoch, on average, spread over all held-out images; null = a
+    # tenth of those that an epoch trains on
     val_pixels: Optional[int] = option(None, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
     # Keep prepared images: in memory while there is room, on disk for later runs, too, or not
@@ -516,6 +516,11 @@ def _check_trainer(trainer: TrainerConfig):
             f" half; got '{trainer.max_time}'."
         )
     _check_devices(trainer.devices)
+    if trainer.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
     if trainer.ema is not None and trainer.swa is not None:
         raise ConfigError(
             "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"
