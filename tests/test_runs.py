@@ -254,7 +254,7 @@ CHANGES = {
     "dict for a section": (lambda c: setattr(c, "trainer", {"max_epochs": 3}), "must be a TrainerConfig"),
     "another section": (lambda c: setattr(c, "trainer", c.data), "must be a TrainerConfig"),
     "object": (lambda c: c.model.update(net=object()), "`model.net` is an object of class object"),
-    "object in a list": (lambda c: c.data.augment.append(print), "`data.augment[3]`"),
+    "object in a list": (lambda c: c.data.augment.append(print), "`data.augment` must be a list of mappings"),
     "two keys": (lambda c: setattr(c.data, "patch", (8, 32, 32)), "`model.net.spatial_dims`"),
     "no path": (lambda c: setattr(c.data, "path", ""), "`data.path` is empty"),
     "removed": (lambda c: delattr(c.data, "augment"), "`data.augment`"),
