@@ -9,6 +9,7 @@ __all__ = ['Pictures', 'ChannelsLast', 'Compiled', 'Averaging', 'RunProgress', '
 # %% ../nbs/08_callbacks.ipynb #f51f9935
 import abc
 import logging
+import math
 import os
 import shutil
 import signal
@@ -273,26 +274,25 @@ def on_train_epoch_start(self: StopOnSignal, trainer, pl_module):
 
 # %% ../nbs/08_callbacks.ipynb #7cb0b457
 class FiniteLoss(pl.Callback):
-    "End a run whose loss is nan or infinite; `Im2ImError` names the images."
+    "End a run whose loss is nan or infinite; `Im2ImError` names the images, and what to do."
     def __init__(self,
         every: int = 10,  # Batches after which the losses of a GPU are looked at
     ):
-        self.every, self._names = every, []
+        self.every, self._shown = every, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         "Look at the loss, and remember the images until it has been looked at."
-        self._names += list(batch.get("name", []))
+        self._shown.append((list(map(str, batch.get("name", []))), _largest(batch)))
         on_gpu = pl_module.device.type != "cpu"
         if on_gpu and (batch_idx + 1) % self.every and not trainer.is_last_batch: return
-        names, self._names = self._names, []
+        shown, self._shown = self._shown, []
         loss = pl_module.epoch_loss
         if loss is None or loss.isfinite(): return
-        shown = ", ".join(dict.fromkeys(map(str, names)))
+        names = ", ".join(dict.fromkeys(n for some, _ in shown for n in some))
         raise Im2ImError(
             f"the loss became {float(loss)} in epoch {trainer.current_epoch}, batch {batch_idx},"
-            f" on {shown or 'this batch'}; the checkpoints are from before. Look for nan or extreme"
-            " values in these images, lower `model.optimizer.lr`, or set"
-            " `trainer.gradient_clip_val: 1.0`."
+            f" on {names or 'this batch'}; the checkpoints are from before."
+            f" {_advice(shown, trainer)}"
         )
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
@@ -301,9 +301,44 @@ class FiniteLoss(pl.Callback):
         if not bad: return
         raise Im2ImError(
             f"the weights became nan or infinite by step {trainer.global_step} ({bad[0]}); they are"
-            " not saved, the checkpoints are from before. Lower `model.optimizer.lr`, or set"
-            " `trainer.gradient_clip_val: 1.0`."
+            " not saved, the checkpoints are from before. {_advice([], trainer)}"
         )
+
+
+# %% ../nbs/08_callbacks.ipynb #c0aa6935
+def _largest(batch: dict) -> torch.Tensor:
+    "Largest absolute value of each image, its target and cost map: `(B,)`; nan if it has one."
+    found = [
+        x.detach().flatten(1).abs().amax(1).float() for k, x in batch.items()
+        if k in ("IM", "GT", "CM") and isinstance(x, torch.Tensor) and x.is_floating_point()
+    ]
+    return torch.stack(found).amax(0) if found else torch.zeros(0)
+
+
+def _wrong(shown: list[tuple[list[str], torch.Tensor]], least: float) -> str:
+    "Names of the images whose largest value is above `least`, or nan."
+    found = [
+        names[i] if i < len(names) else f"image {i} of a batch" for names, largest in shown
+        for i, v in enumerate(largest.tolist()) if not v <= least
+    ]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _advice(shown: list[tuple[list[str], torch.Tensor]], trainer: pl.Trainer) -> str:
+    "What to do about a loss or weights of nan."
+    bad, bright = _wrong(shown, _FLOAT32), _wrong(shown, _EXTREME)
+    if bad: return f"Mend or remove {bad}: nan or infinite values stand there."
+    finite = "The images are finite; " if shown else ""
+    look = f"look at {bright}, with values above {_EXTREME:g} as the network sees them, "
+    half = _HALF if str(trainer.precision).startswith("16") else ""
+    said = f"{finite}{look if bright else ''}lower `model.optimizer.lr`, or set"
+    return f"{said[0].upper()}{said[1:]} `trainer.gradient_clip_val: 1.0`{half}."
+
+
+_FLOAT32 = torch.finfo(torch.float32).max
+_EXTREME = 1e4  # Of normalised images
+_HALF = ", or take bf16-mixed or 32-true for `trainer.precision`: 16-bit numbers end at 65504"
+
 
 # %% ../nbs/08_callbacks.ipynb #e5cacf38
 class TrainerPlugin(abc.ABC):

@@ -516,6 +516,11 @@ def _check_trainer(trainer: TrainerConfig):
             f" half; got '{trainer.max_time}'."
         )
     _check_devices(trainer.devices)
+    if trainer.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
     if trainer.ema is not None and trainer.swa is not None:
         raise ConfigError(
             "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"

@@ -20,7 +20,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from ..core import ConfigError, DataError, derive_seed, tell
 from mmv_im2im.data_modules.caching import (
@@ -629,14 +629,14 @@ def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
 
 @patch
 def val_dataloader(self: Im2ImDataModule) -> DataLoader:
-    "Whole images one by one, or batches of fixed patches."
+    "Whole images one by one, or batches of fixed patches; several processes share them out."
     self.setup()
     if self.val_patches:
         kind = UnpairedPatches if self.pairing == "unpaired" else PatchDataset
         data = kind(self.val_items, self.val_store, self.plain_patch, self.per_image, self.seed)
-        return DataLoader(data, batch_size=self.batch_size)
+        return _shared_out(data, self.batch_size, self.trainer)
     data = ImageDataset(self.val_items, self.val_store, self.recipe.labels)
-    return DataLoader(data, batch_size=1)
+    return _shared_out(data, 1, self.trainer)
 
 
 @patch
@@ -646,6 +646,28 @@ def _workers(self: Im2ImDataModule, world: int) -> int:
     slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
     if not torch.cuda.is_available() or slow_start: return 0
     return min(8, (os.cpu_count() or 1) // (2 * world))
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #f966b943
+class _EvenShares(Dataset):
+    "As many items for each process; the first come again where there are too few, not counted."
+    def __init__(self, data: Dataset, world: int):
+        self.data, self.n = data, math.ceil(len(data) / world) * world
+
+    def __len__(self): return self.n
+
+    def __getitem__(self, i: int) -> dict:
+        return self.data[i % len(self.data)] | {"counts": i < len(self.data)}
+
+
+def _shared_out(
+    data: Dataset, batch_size: int, trainer: Optional[pl.Trainer], rank: Optional[int] = None
+) -> DataLoader:
+    "A loader of the items of this process."
+    if trainer is None or trainer.world_size == 1: return DataLoader(data, batch_size=batch_size)
+    data = _EvenShares(data, trainer.world_size)
+    rank = trainer.global_rank if rank is None else rank
+    share = DistributedSampler(data, trainer.world_size, rank, shuffle=False)
+    return DataLoader(data, batch_size=batch_size, sampler=share)
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #b2180cc5
 @patch

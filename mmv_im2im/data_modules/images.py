@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from ..core import DataError, did_you_mean, write_atomic
+from ..core import DataError, did_you_mean, tell, write_atomic
 
 # %% ../../nbs/data_modules/00_images.ipynb #00e67f7e
 _SUFFIXES = (".tif", ".tiff", ".zarr", ".png", ".jpg", ".jpeg", ".npy", ".czi", ".nd2", ".lif")
@@ -182,7 +182,6 @@ def _require(package: str, install: str, path: Path):
                         f"({e}); install it with: pip install {install}") from e
 
 # %% ../../nbs/data_modules/00_images.ipynb #1d1e1857
-_log = logging.getLogger("mmv_im2im")
 _told: set[tuple] = set()
 
 
@@ -191,7 +190,7 @@ def _tell(path: Path, about: str, text: str):
     key = str(Path(path).parent), about
     if key in _told: return
     _told.add(key)
-    _log.warning("%s %s (Said once for the files of a folder.)", path, text)
+    tell(f"{path} {text} (Said once for the files of a folder.)")
 
 
 def _tell_scenes(file: _File, names: Sequence[str] = ()):
@@ -493,8 +492,8 @@ def _narrow(self):
     "Keep the images of this file; `DataError` where a file that they need is not there."
     if not any(self.own):
         raise DataError(f"{self.path} holds none of the planes of its set, which lie in "
-                        f"{_some_of(sorted(self.names))}, or was renamed; read those files, or give "
-                        "it its name back.")
+                        f"{_some_of(sorted(self.names))}, or was renamed; read those, or give it "
+                        "its name back.")
     for (image, data), own in zip(self.images, self.own):
         if not own: self.root.remove(image)
         for part, uuid in data if own else ():
@@ -1249,14 +1248,12 @@ def _reader(path: Path):
 def _unreadable(path: Path, source) -> str:
     "Why a file cannot be read, as far as it is known."
     page = source.series.keyframe if isinstance(source, _Tiff) and source.shape else None
-    if page is not None:
-        try: page.decode
-        except Exception: return (
-            f"{path} is compressed as {getattr(page.compression, 'name', page.compression)} with "
-            f"pixels of {page.bitspersample} bits, which is not supported here; save it without "
-            "compression, or with zlib or LZW.")
-    return (f"{path} cannot be read: its contents are not those of a sound '{path.suffix}' file; it "
-            "is damaged, of a kind that is not supported, or has a wrong name.")
+    if page is not None and "raise" in getattr(page.decode, "__name__", ""):
+        return (f"{path} is compressed as {getattr(page.compression, 'name', page.compression)} "
+                f"with pixels of {page.bitspersample} bits, which is not supported here; save it "
+                "without compression, or with zlib or LZW.")
+    return (f"{path} cannot be read: its contents are not those of a sound '{path.suffix}' file; "
+            "it is damaged, of a kind that is not supported, or has a wrong name.")
 
 # %% ../../nbs/data_modules/00_images.ipynb #9e64d36f
 def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:

@@ -17,12 +17,13 @@ from typing import Any, Callable, ClassVar, Optional, Sequence
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
-from torch import nn
+from pytorch_lightning.plugins import HalfPrecision
+from torch import distributed as dist, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..core import ConfigError, DataError, build, check_arguments, derive_seed, find_class
-from ..distances import DISTANCES, set_metrics
+from ..distances import DISTANCES, _spread, set_metrics
 from ..metrics import METRICS, check_metrics, image_metrics, metric_mode
 from ..tiling import draws_at_random, pad_to_multiple, predict_tiled, probe_halo, probe_stride
 
@@ -91,6 +92,7 @@ class Im2ImModule(pl.LightningModule):
     metrics: Optional[Sequence[str]] = None  # Names of the metrics; None = those of the task
     # The only image size that the network takes, in pixels; None = any that divides by its stride
     input_size: Optional[Sequence[int]] = None
+    usual_optimizer: ClassVar[dict] = {"_target_": "AdamW", "lr": 1e-3}  # Where none is described
 
     def __init__(self,
         # Description or function of the parameters; None = AdamW, lr 1e-3
@@ -114,6 +116,8 @@ class Im2ImModule(pl.LightningModule):
         # Training patch; prediction tiles are chosen from it
         self.patch: Optional[Sequence[int]] = None
         self._probed: dict = {}
+        # Hooks that hand networks of half precision what they see in their own format
+        self._casts: list = []
         # By name, losses times images, and images, of the epoch so far; kept in a checkpoint, so
         # that a run which is resumed within an epoch logs the mean of all of it
         self._sums: dict = {}
@@ -121,10 +125,11 @@ class Im2ImModule(pl.LightningModule):
         # Mean losses of the epoch that ended last, and its number: a checkpoint at its end is
         # written before the loggers write them
         self._ended: dict = {}
+        # The same of the validation at hand: figures times images, and images that have them
+        self._val_sums: dict[str, float] = {}
+        self._val_seen: dict[str, int] = {}
         # Predictions, targets and sources of a validation, where they are compared as sets
         self._kept: tuple[list, list, list] = ([], [], [])
-        # Whether a metric could be measured on any image of the validation
-        self._found: dict[str, bool] = {}
 
 
 # %% ../../nbs/models/00_base.ipynb #a1434529
@@ -137,7 +142,8 @@ def __setattr__(self: Im2ImModule, name, value):
     if kind in ("optimizer", "scheduler") and value is not None and not function:
         raise ConfigError(
             f"`{name}` must be a description, {{_target_: ..., ...}}, or a function, such as"
-            f" torch.optim.Adam or partial(torch.optim.Adam, lr=1e-3); got a {type(value).__name__}."
+            " torch.optim.Adam or partial(torch.optim.Adam, lr=1e-3); got a"
+            f" {type(value).__name__}."
         )
     super(Im2ImModule, self).__setattr__(name, value)
 
@@ -209,8 +215,8 @@ def forward(self: Im2ImModule,
         got = getattr(source, "shape", None)
         raise DataError(
             "a model takes a tensor (B, C, [Z,] Y, X) of normalised images; got"
-            f" {type(source).__name__}{'' if got is None else f' of shape {tuple(got)}'}. For arrays"
-            " and files take Predictor(checkpoint)."
+            f" {type(source).__name__}{'' if got is None else f' of shape {tuple(got)}'}. For"
+            " arrays and files take Predictor(checkpoint)."
         )
     return self.translate(source)
 
@@ -225,8 +231,9 @@ def on_before_batch_transfer(self: Im2ImModule, batch, dataloader_idx):
     images = {k: given[k] for k in ("IM", "GT", "CM") if k in given}
     if not images or not all(isinstance(x, torch.Tensor) and x.ndim > 3 for x in images.values()):
         raise DataError(
-            "a loader must give batches as a dict of `IM`, `GT`, perhaps `CM`, or as tensors in this"
-            f" order, each (B, C, [Z,] Y, X); got {_contents(batch)}. Add the axis of channels where it lacks."
+            "a loader must give batches as a dict of `IM`, `GT`, perhaps `CM`, or as tensors in"
+            f" this order, each (B, C, [Z,] Y, X); got {_contents(batch)}. Add the axis of channels"
+            " where it lacks."
         )
     single = lambda k, x: x.float() if k != "GT" or x.dtype == torch.float64 else x
     return batch | {k: single(k, x) for k, x in images.items() if x.dtype != torch.float32}
@@ -297,35 +304,74 @@ def epoch_loss(self: Im2ImModule) -> Optional[torch.Tensor]:
 @patch
 def on_train_epoch_end(self: Im2ImModule):
     "Log the mean losses of the epoch, `train/loss` and its parts."
-    means = {f"train/{k}": total / self._seen[k] for k, total in self._sums.items()}
-    for k, v in means.items(): self._log_epoch(k, v, 1, k == "train/loss")
-    self._ended = {"epoch": self.current_epoch} | {k: float(v) for k, v in means.items()}
+    means = {f"train/{k}": v for k, v in _pooled(self._sums, self._seen).items()}
+    for k, v in means.items(): self._log_epoch(k, v, k == "train/loss")
+    self._ended = {"epoch": self.current_epoch} | means
     self._sums, self._seen = {}, {}
 
 
 @patch
-def _log_epoch(self: Im2ImModule, name: str, value, n: int, shown: bool):
-    "Log the mean over an epoch, from batches of `n` images; `shown` beside the progress bar, too."
-    self.log(
-        name, value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=n, sync_dist=True
-    )
+def _log_epoch(self: Im2ImModule, name: str, value: float, shown: bool):
+    "Log a figure of an epoch that every process has; `shown` beside the progress bar, too."
+    when = {"on_step": False, "on_epoch": True}
+    self.log(name, value, prog_bar=shown, batch_size=1, sync_dist=True, **when)
+
+
+# %% ../../nbs/models/00_base.ipynb #74ec4095
+def _everyones(x: Any) -> list:
+    "What each process has, in their order."
+    if not (dist.is_available() and dist.is_initialized()): return [x]
+    out = [None] * dist.get_world_size()
+    dist.all_gather_object(out, x)
+    return out
+
+
+def _totals(sums: dict, seen: dict) -> tuple[dict[str, float], dict[str, int]]:
+    "Sums and counts over all processes, by name."
+    all_sums, all_seen = {}, {}
+    for part in _everyones({k: (float(v), seen[k]) for k, v in sums.items()}):
+        for k, (v, n) in part.items():
+            all_sums[k] = all_sums.get(k, 0.) + v
+            all_seen[k] = all_seen.get(k, 0) + n
+    return all_sums, all_seen
+
+
+def _pooled(sums: dict, seen: dict) -> dict[str, float]:
+    "Means over all processes, by name; nan where nothing was counted."
+    sums, seen = _totals(sums, seen)
+    return {k: v / seen[k] if seen[k] else math.nan for k, v in sums.items()}
 
 # %% ../../nbs/models/00_base.ipynb #00b701b2
+@patch
+def on_validation_epoch_start(self: Im2ImModule):
+    "Forget a validation that was broken off."
+    self._val_sums, self._val_seen, self._kept = {}, {}, ([], [], [])
+
+
 @patch
 def validation_step(self: Im2ImModule,
     batch: dict,  # Whole images, `IM`, `GT`, perhaps `CM`
     batch_idx: int,  # Number of the batch
 ) -> dict:  # `pred`, the predicted target images
-    "Predict whole images; logs `val/loss` and the metrics of the task."
+    "Predict whole images; their losses and metrics count towards those of the validation."
+    batch = _of_this_process(batch)
+    if not len(batch["IM"]): return {"pred": batch["IM"]}
     raw = self.validation_raw(self.validation_source(batch)).float()
     pred = self.finish(raw)
     if self.distances: self._keep(pred, batch)
-    figures, n = {}, len(batch["IM"])
-    if "target_name" not in batch:  # source and target show the same
-        figures = {k: float(v) for k, v in self.compare(raw, batch).items()}
-        if "GT" in batch: figures |= self._mean_figures(pred, batch)
-    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, n, f"val/{k}" == self.monitor)
+    if "target_name" in batch: return {"pred": pred}  # source and target show something else
+    for k, v in self.compare(raw, batch).items(): self._tally(k, float(v), len(batch["IM"]))
+    if "GT" in batch: self._tally_metrics(pred, batch)
     return {"pred": pred}
+
+
+def _of_this_process(batch: dict) -> dict:
+    "A batch less the images that fill up an uneven share, which another process counts."
+    counts = batch.get("counts")
+    if counts is None or counts.all(): return batch
+    keep = counts.nonzero()[:, 0].tolist()
+    part = lambda v: v[keep] if isinstance(v, torch.Tensor) else [v[i] for i in keep]
+    return {k: part(v) for k, v in batch.items()}
 
 
 @patch
@@ -334,6 +380,14 @@ def validation_source(self: Im2ImModule,
 ) -> torch.Tensor:  # `(B, C, [Z,] Y, X)`
     "What validation predicts from: the sources, or what a framework makes of them."
     return batch["IM"]
+
+
+# %% ../../nbs/models/00_base.ipynb #dd3a8da3
+@patch
+def _tally(self: Im2ImModule, name: str, value: float, n: int):
+    "Add a figure of `n` images to those of the validation; 0 images where it was not measured."
+    self._val_sums[name] = self._val_sums.get(name, 0.) + (value * n if n else 0.)
+    self._val_seen[name] = self._val_seen.get(name, 0) + n
 
 
 @patch
@@ -345,19 +399,13 @@ def validation_raw(self: Im2ImModule,
 
 
 @patch
-def _mean_figures(self: Im2ImModule, pred: torch.Tensor, batch: dict) -> dict[str, float]:
-    "Metrics of a batch, each the mean over the images where it can be measured."
+def _tally_metrics(self: Im2ImModule, pred: torch.Tensor, batch: dict):
+    "Add the metrics of each image of a batch; nan counts for no image."
     weight = batch.get("CM")
-    rows = [
-        self.image_figures(p, batch["GT"][i], None if weight is None else weight[i])
-        for i, p in enumerate(pred)
-    ]
-    figures = {}
-    for k in rows[0]:
-        values = [r[k] for r in rows if not math.isnan(r[k])]
-        if values: figures[k] = sum(values) / len(values)
-        self._found[k] = self._found.get(k, False) or bool(values)
-    return figures
+    for i, p in enumerate(pred):
+        w = None if weight is None else weight[i]
+        for k, v in self.image_figures(p, batch["GT"][i], w).items():
+            self._tally(k, v, int(not math.isnan(v)))
 
 # %% ../../nbs/models/00_base.ipynb #6f53b11e
 @patch
@@ -367,16 +415,28 @@ def _keep(self: Im2ImModule, pred: torch.Tensor, batch: dict):
     for kept, x in zip(self._kept, (pred, target, batch["IM"])): kept += x.float().cpu().unbind()
 
 
+def _everyones_images(kept: tuple[list, list, list]) -> tuple[list, list, list]:
+    "Those of all processes that `set_metrics` looks at, in the order of one process."
+    counts = _everyones(len(kept[0]))
+    if len(counts) == 1: return kept
+    places = sorted((i, rank) for rank, n in enumerate(counts) for i in range(n))
+    places = [places[k] for k in _spread(len(places))]
+    own = {(i, r): [x[i] for x in kept] for i, r in places if r == dist.get_rank()}
+    found = {k: v for part in _everyones(own) for k, v in part.items()}
+    return tuple(map(list, zip(*(found[p] for p in places))))
+
+
 @patch
 def on_validation_epoch_end(self: Im2ImModule):
-    "Log how far the predictions are from the targets as sets, and nan for what no image had."
-    for k, found in self._found.items():
-        if not found: self._log_epoch(f"val/{k}", math.nan, 1, False)
-    self._found = {}
-    kept, self._kept = self._kept, ([], [], [])
-    if not self.distances: return
-    figures = set_metrics(*kept, spatial_dims=kept[0][0].ndim - 1, names=self.distances)
-    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, 1, f"val/{k}" == self.monitor)
+    "Log the figures, and how far the predictions are from the targets as sets."
+    figures = _pooled(self._val_sums, self._val_seen)
+    if self.distances and self._kept[0]:
+        kept = _everyones_images(self._kept)
+        dims = kept[0][0].ndim - 1
+        figures |= set_metrics(*kept, spatial_dims=dims, names=self.distances)
+    self.on_validation_epoch_start()
+    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, f"val/{k}" == self.monitor)
+
 
 # %% ../../nbs/models/00_base.ipynb #3084ed86
 @patch
@@ -656,7 +716,7 @@ def make_optimizer(self: Im2ImModule,
     key: str = "optimizer",  # The argument that describes it
 ) -> torch.optim.Optimizer:
     "The optimizer for `params`."
-    spec = getattr(self, key) or self.optimizer or {"_target_": "AdamW", "lr": 1e-3}
+    spec = getattr(self, key) or self.optimizer or self.usual_optimizer
     made = (
         build(spec, "optimizer", f"model.{key}", params=params) if isinstance(spec, dict)
         else spec(params)
@@ -808,12 +868,13 @@ def on_save_checkpoint(self: Im2ImModule,
     "Add what `Predictor` needs besides the weights, in plain types."
     cls = type(self)
     ours = cls.__module__.startswith("mmv_im2im.")
+    sums, seen = _totals(self._sums, self._seen)
     checkpoint["im2im"] = {
         "config": self.config,
         "patch": list(self.patch) if self.patch else None,
         "framework": cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}",
         "settings": {k: getattr(self, k) for k in self.settings},
-        "epoch": {"sums": {k: v.cpu() for k, v in self._sums.items()}, "seen": self._seen},
+        "epoch": {"sums": {k: torch.tensor(v) for k, v in sums.items()}, "seen": seen},
         "ended": self._ended,
     }
 
@@ -822,9 +883,9 @@ def on_save_checkpoint(self: Im2ImModule,
 def on_load_checkpoint(self: Im2ImModule,
     checkpoint: dict,  # What Lightning has read
 ):
-    "Go on with the sums of an epoch that was interrupted."
+    "Go on with the sums of an epoch that was interrupted; the first process has those of all."
     kept = checkpoint.get("im2im", {}).get("epoch")
-    if kept is None: return
+    if kept is None or self.global_rank: return
     self._sums = {k: v.to(self.device) for k, v in kept["sums"].items()}
     self._seen = kept["seen"]
 
@@ -862,3 +923,28 @@ def setup(self: Im2ImModule,
     "Take the training patch over from the data module."
     self.patch = getattr(getattr(self.trainer, "datamodule", None), "patch", self.patch)
     self._sums, self._seen = {}, {}
+    _keep_batches_whole(self, stage)
+
+
+def _keep_batches_whole(module: Im2ImModule, stage: str):
+    "Under weights of half precision, round what networks see and nothing else; refuse float16."
+    for hook in module._casts: hook.remove()
+    module._casts, plugin = [], module.trainer.precision_plugin
+    if not isinstance(plugin, HalfPrecision): return
+    if stage == "fit" and plugin.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
+    plugin.convert_input = lambda data: data
+    has_weights = lambda net: any(p.is_floating_point() for p in net.parameters())
+    nets = filter(has_weights, module.children())
+    module._casts = [net.register_forward_pre_hook(_as_weights) for net in nets]
+
+
+def _as_weights(net: nn.Module, args: tuple) -> tuple:
+    "Images in the number format of a network's weights."
+    dtype = next(p.dtype for p in net.parameters() if p.is_floating_point())
+    is_image = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
+    return tuple(x.to(dtype) if is_image(x) else x for x in args)
+

@@ -44,40 +44,54 @@ def fill_in(
     offsets: torch.Tensor,  # Neighbours, `(K, dims)`; beyond a border, those opposite
     how: str = "median",  # 'median' or 'mean' of the neighbours, or one at 'random'
 ) -> torch.Tensor:  # A copy, the same size
-    "Put what the neighbours say in place of hidden pixels; hidden neighbours are not asked."
+    "Put what the neighbours say in place of hidden pixels; what is hidden is never asked."
     hidden = hidden.expand_as(x)
     b, c, *at = hidden.nonzero(as_tuple=True)
     offsets = offsets.to(x.device)
-    if how == "random":
-        offsets = offsets[torch.randint(len(offsets), (len(b), 1), device=x.device)]
-    else: offsets = offsets[None]
     places = [
-        _moved(i[:, None], offsets[..., d], n) for d, (i, n) in enumerate(zip(at, x.shape[2:]))
+        _moved(i[:, None], offsets[None, :, d], n) for d, (i, n) in enumerate(zip(at, x.shape[2:]))
     ]
     around = (b[:, None], c[:, None], *places)
-    values, known = x[around], ~hidden[around]
-    known = known | ~known.any(1, keepdim=True)
+    values, known = x[around], ~hidden[around]  # a place beside a border may be the pixel itself
+    filled = _FILLING[how](values, known)
+    alone = ~known.any(1)
+    if alone.any(): filled = torch.where(alone, _mean_of_known(x, hidden)[b, c], filled)
     out = x.clone()
-    if how == "random": out[(b, c, *at)] = values[:, 0]
-    else: out[(b, c, *at)] = (_mean if how == "mean" else _median)(values, known)
+    out[(b, c, *at)] = filled
     return out
-
-
-def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Mean of each row over what is known."
-    return torch.where(known, values, 0).sum(1) / known.sum(1)
-
-
-def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
-    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
-    return (rows.gather(1, (n - 1) // 2) + rows.gather(1, n // 2))[:, 0] / 2
 
 
 def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
     "Positions along an axis of `n` pixels, a step away; the other way where it would lead outside."
     to = i + step
     return torch.where((to < 0) | (to >= n), i - step, to).clamp(0, n - 1)
+
+
+def _mean_of_known(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    "Mean of each image and channel over what is not hidden, 0 where all is: `(B, C)`"
+    axes = tuple(range(2, x.ndim))
+    return x.masked_fill(hidden, 0).sum(axes) / (~hidden).sum(axes).clamp_min(1)
+
+
+# %% ../../nbs/models/09_self_supervised.ipynb #585e02b8
+def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Mean of each row over what is known."
+    return torch.where(known, values, 0).sum(1) / known.sum(1).clamp_min(1)
+
+
+def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
+    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
+    return (rows.gather(1, (n - 1).clamp_min(0) // 2) + rows.gather(1, n // 2))[:, 0] / 2
+
+
+def _random(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "One of what is known of each row, all alike."
+    lots = torch.rand(known.shape, dtype=torch.float32, device=known.device).masked_fill(~known, -1)
+    return values.gather(1, lots.argmax(1, keepdim=True))[:, 0]
+
+
+_FILLING = {"median": _median, "mean": _mean, "random": _random}
 
 # %% ../../nbs/models/09_self_supervised.ipynb #9142b2df
 @dataclass(frozen=True)
@@ -274,10 +288,14 @@ def diagonals(
     x: torch.Tensor,  # `(..., Y, X)`; a last odd row or column is left out
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Two images `(..., Y/2, X/2)`
     "Means over the two diagonals of each square of four pixels."
-    y, width = (n // 2 * 2 for n in x.shape[-2:])
-    x = x[..., :y, :width]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    a, b, c, d = _squares(x)
     return (b + c) / 2, (a + d) / 2
+
+
+def _squares(x: torch.Tensor) -> list[torch.Tensor]:
+    "The four pixels of each square, upper left, upper right, lower left, lower right."
+    y, width = (n // 2 * 2 for n in x.shape[-2:])
+    return [x[..., i:y:2, j:width:2] for i in (0, 1) for j in (0, 1)]
 
 
 @patch
@@ -291,7 +309,7 @@ def loss(self: PairDownsample, run, x, weight, measure):
     "Each half is the other's target; the whole must agree with both."
     halves, wholes = diagonals(x), diagonals(self.draw(run, x))
     # a square counts as much as the least of its four pixels
-    clear = None if weight is None else -F.max_pool2d(-weight, 2).expand_as(halves[0])
+    clear = None if weight is None else torch.stack(_squares(weight)).amin(0).expand_as(halves[0])
     total = 0
     for i, j in ((0, 1), (1, 0)):
         pred = self.draw(run, halves[i])
