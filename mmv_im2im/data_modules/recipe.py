@@ -521,20 +521,20 @@ def _look_into(key: str, sample: dict, recipe: Recipe) -> tuple:
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #b2226c95
 def _tell_constant(key: str, seen: dict, n: int, recipe: Recipe) -> list[str]:
-    "Images of one value; `DataError` where all are."
+    "Images of one value; `DataError` where all targets are."
     flat = [path for path, (low, high, *_) in seen.items() if low == high]
     if not flat: return []
     what, masks = _WHAT[key], key == "GT" and recipe.labels
     value = {seen[p][0] for p in flat}
     has = "empty (every pixel is 0)" if masks and value == {0} else "of a single value"
-    if len(flat) == len(seen) == n:
+    if key == "GT" and len(flat) == len(seen) == n:
         raise DataError(
             f"nothing can be learnt: all {n} {what}s are {has}, such as '{flat[0]}'; check that"
             f" these are the right files, and the right channel or plane of them."
         )
     if len(flat) == len(seen):
         return [f"all {len(seen)} {what}s that were looked into, of {n}, are {has}, such as"
-                f" '{flat[0]}'; check that they are the right files"]
+                f" '{flat[0]}'; there is nothing to learn unless others differ"]
     if masks: return []
     return [f"{len(flat)} of {len(seen)} {what}s that were looked into are {has}, such as"
             f" '{flat[0]}'; remove them if they are no images"]
