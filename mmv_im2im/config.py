@@ -271,8 +271,8 @@ class _Preparation:
 @dataclass
 class _Keeping:
     "What is validated on, and what is kept where."
-    # Validate on whole images up to so many pixels per epoch; null = a tenth of the pixels that
-    # an epoch trains on, 4 million at most
+    # Pixels that are validated per epoch, on average, spread over all held-out images; null = a
+    # tenth of those that an epoch trains on
     val_pixels: Optional[int] = option(None, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
     # Keep prepared images: in memory while there is room, on disk for later runs, too, or not

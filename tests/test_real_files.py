@@ -192,6 +192,19 @@ def test_a_file_of_a_set_gives_its_own_position(name, tmp_path, caplog):
     assert [("a set of" in s) for s in said(caplog)] == [True]
 
 
+def test_names_with_folders_and_accents(tmp_path):
+    folder, names = tmp_path / "set", ["a\u0301.ome.tif", "b\u00e9.ome.tif"]
+    folder.mkdir()
+    written = ["C:\\data\\\u00e1.ome.tif", "/data/be\u0301.ome.tif"]  # composed otherwise, and with folders
+    part = '<TiffData FirstC="{0}" IFD="0" PlaneCount="1"><UUID FileName="{1}">id:{0}</UUID></TiffData>'
+    body = PIXELS.format(0, 2, 1, "", "".join(part.format(c, n) for c, n in enumerate(written)))
+    for i, n in enumerate(names):
+        about = OME.format(f'UUID="id:{i}"', body).encode()
+        tifffile.imwrite(folder / n, X[i], description=about, metadata=None)
+    for n in names: assert (read_image(folder / n)[0, :, 0] == X[:2]).all()
+    assert image_keys([folder / n for n in names]) == [folder / names[0]] * 2
+
+
 def test_a_position_without_the_others(tmp_path):
     folder = write_set(tmp_path / "set", ALONE)
     for i in (0, 2): (folder / f"f{i}.ome.tif").unlink()
@@ -298,11 +311,11 @@ def test_tiles_that_were_never_stored(tmp_path, caplog):
     refused(tmp_path / "b.tif", "has no pixels")
 
 
-# ---- colours and dtypes
+# ---- colors and dtypes
 
 
 def png(path, x, bits: int, color: int):
-    "A PNG of any bits and colours, without the help of a library."
+    "A PNG of any bits and colors, without the help of a library."
     rows = x.reshape(len(x), -1)
     if bits == 16: raw = [r.astype(">u2").tobytes() for r in rows]
     elif bits == 8: raw = [r.astype("u1").tobytes() for r in rows]
@@ -398,7 +411,7 @@ REFUSED = {"CMYK JPEG": (cmyk_jpeg, "not grey or RGB"), "CMYK TIFF": (cmyk_tiff,
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_colours_are_refused(name, tmp_path):
+def test_other_colors_are_refused(name, tmp_path):
     write, word = REFUSED[name]
     refused(write(tmp_path / "a.tif"), word)
 
@@ -483,6 +496,13 @@ def test_axes_that_cannot_be_told(shape, tmp_path):
     assert read_image(tmp_path / "a.npy", axes="TCZYX"[-len(shape):]).size == np.prod(shape)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
 def test_pixels_that_are_no_numbers(value):
     with pytest.raises(DataError, match="the first at"): check_finite(np.array([[0, value]]), "a.tif")
+
+
+def test_digits_that_float32_does_not_hold(caplog):
+    check_finite(np.array([[0, 2**24]]), "a.tif")
+    assert not said(caplog)
+    check_finite(np.array([[0, 2**24 + 1]]), "a.tif")
+    assert "rounded" in said(caplog)[0]

@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import threading
+import unicodedata
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -365,7 +366,7 @@ def _check_kind(self, images: list):
     decoded = page.photometric == 6 and page.compression in (6, 7, 34892, 33007)
     if page.photometric not in _COLORS and not decoded:
         color = getattr(page.photometric, "name", page.photometric)
-        raise DataError(f"{self.path} has the colours {color}, not grey or RGB; convert it to RGB "
+        raise DataError(f"{self.path} has the colors {color}, not grey or RGB; convert it to RGB "
                         "or to grey and save it again.")
     if np.dtype(self.dtype or "V").kind not in "biuf":
         raise DataError(f"{self.path} has pixels of dtype {self.dtype}, which are no intensities; "
@@ -383,8 +384,8 @@ def _tell_values(self):
     self.alpha = bool(extra and extra[-1] in (1, 2) or page.photometric == 2 and
                       page.samplesperpixel == 4)
     if page.photometric == 3 and not self.file.is_imagej:
-        _tell(self.path, "palette", "has a palette of colours; its pixels are given as their "
-              "numbers in the palette, not as colours.")
+        _tell(self.path, "palette", "has a palette of colors; its pixels are given as their "
+              "numbers in the palette, not as colors.")
     if page.photometric == 0 and (self.dtype != bool or "tifffile" not in str(page.software)):
         _tell(self.path, "white", "is stored with 0 as white (MinIsWhite); its values are given as "
               "stored, so that bright and dark are exchanged.")
@@ -464,6 +465,14 @@ def _set_header(own, path: Path):
     except (OSError, TypeError, ValueError, ElementTree.ParseError): return None
 
 # %% ../../nbs/data_modules/00_images.ipynb #d8a0f572
+def _beside(path: Path, name: str) -> str:
+    "The name, without folders, as the file system spells it: accents may be composed otherwise."
+    name = name.replace("\\", "/").rpartition("/")[2] or "?"
+    if name.isascii(): return name
+    same = lambda n: unicodedata.normalize("NFC", n) == unicodedata.normalize("NFC", name)
+    return next(filter(same, os.listdir(path.parent)), name)
+
+
 class _Place:
     "What an OME header says of the file `path` among the files of its set."
     def __init__(self, path: Path, uuid: Optional[str], root, master: bool):
@@ -471,6 +480,7 @@ class _Place:
         self.images = [(image, [(d, d.find("{*}UUID")) for d in image.findall(".//{*}TiffData")])
                        for image in root.findall("{*}Image")]
         ids = [u for _, data in self.images for _, u in data if u is not None]
+        for u in ids: u.set("FileName", _beside(path, u.get("FileName") or "?"))
         self.names = {(u.get("FileName") or "?").lower() for u in ids}
         self.ids = {u.text for u in ids}
         self.by_name = path.name.lower() in self.names
@@ -1107,7 +1117,7 @@ class _Picture(_File):
             raise DataError(f"{self.path} is a {kind} file under a wrong name; give it its own "
                             "ending, or save it as PNG.")
         if bands[0] not in "1LIRP":
-            raise DataError(f"{self.path} has the colours {self.image.mode}, not grey or RGB; "
+            raise DataError(f"{self.path} has the colors {self.image.mode}, not grey or RGB; "
                             "convert it to RGB or to grey and save it again.")
         self.bits, self.color = _png_kind(self.path) if kind == "PNG" else (8, None)
         self.dtype = np.dtype("uint16" if self.bits == 16 else "uint8")
@@ -1132,13 +1142,13 @@ def _open_picture(path: Path):
 
 
 def _png_kind(path: Path) -> tuple[int, int]:
-    "Bits of a value, and colours: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha."
+    "Bits of a value, and colors: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha."
     with open(path, "rb") as file: head = file.read(26)
     return head[24], head[25]
 
 
 def _palette(image) -> Optional[np.ndarray]:
-    "The colours `(n, 3)`, None where each number stands for the same grey."
+    "The colors `(n, 3)`, None where each number stands for the same grey."
     colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     same = (colors == np.arange(len(colors))[:, None]).all()
     return None if same else colors
@@ -1164,11 +1174,11 @@ def _picture_take(self, index):
 
 
 def _picture_meant(self, axes: Optional[str]):
-    "Take a palette for what the caller's axes say: colours, or numbers."
+    "Take a palette for what the caller's axes say: colors, or numbers."
     if self.palette is None: return
     if axes is None:
-        raise DataError(f"{self.path} has a palette of colours, and nothing says whether these are "
-                        "meant or, as in label images, its numbers; give `axes='YXS'` for colours, "
+        raise DataError(f"{self.path} has a palette of colors, and nothing says whether these are "
+                        "meant or, as in label images, its numbers; give `axes='YXS'` for colors, "
                         "`axes='YX'` for numbers (in a config `data.source_axes` or "
                         "`data.target_axes`).")
     if set(axes.upper()) & set("SC"): self.axes, self.shape = "YXS", (*self.shape[:2], 3)
@@ -1197,7 +1207,7 @@ class _Other(_File):
     def about(self):
         with _quiet():
             try: names = [str(n) for n in self.image.channel_names or ()]
-            except Exception: names = []  # DefaultReader fails here for some colour images
+            except Exception: names = []  # DefaultReader fails here for some color images
             return names, tuple(self.image.physical_pixel_sizes)
 
 
@@ -1262,7 +1272,7 @@ def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
     if axes is None: return _guess_axes(source)
     axes = axes.upper()
     if set(axes) - set("TCZYXS") or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
-        raise DataError("`axes` must have Y and X and, as needed, T, C, Z and S (colour samples), "
+        raise DataError("`axes` must have Y and X and, as needed, T, C, Z and S (color samples), "
                         f"each once; got '{axes}'.")
     if len(axes) == len(source.shape): return axes, tuple(source.shape)
     if "".join(a for a in axes if a in source.axes) == source.axes:  # the others have length 1
@@ -1309,7 +1319,7 @@ def _chosen(given, n: int, name: str, path: Path) -> list[int]:
 class ImageInfo:
     "What a file says of itself."
     path: Path  # The file
-    shape: tuple[int, ...]  # Lengths of `(T, C, Z, Y, X)`; colour samples count as channels
+    shape: tuple[int, ...]  # Lengths of `(T, C, Z, Y, X)`; color samples count as channels
     dtype: str  # 'uint8', 'uint16', 'float32', ...
     channel_names: list[str]  # One for each channel
     pixel_size: tuple[Optional[float], ...]  # `(Z, Y, X)` in micrometres, None where not known
@@ -1423,7 +1433,7 @@ def read_image(
 
 # %% ../../nbs/data_modules/00_images.ipynb #5fc90562
 def _alpha(path: Path, n: int) -> str:
-    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of grey or colour; "
+    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of grey or color; "
             f"save it without, or ask for `channels={list(range(n - 1))}` (in a config "
             "`data.source_channels` or `data.target_channels`).")
 
@@ -1557,13 +1567,30 @@ def _axes_to_write(axes: Optional[str], image: np.ndarray, path: Path) -> str:
     return axes
 
 # %% ../../nbs/data_modules/00_images.ipynb #598cee29
+_FLOAT32 = float(np.finfo(np.float32).max)
+
+
 def check_finite(
     array: np.ndarray,  # Pixels; integers are always finite
     path: str | Path,  # Where they come from, for the error's text
 ):
-    "`DataError` if a pixel is NaN or infinite."
-    if array.dtype.kind not in "fc" or np.isfinite(array).all(): return
+    "`DataError` if a pixel is NaN, infinite or beyond what float32 holds."
+    if array.dtype.kind in "iu": return _check_whole(array, path)
+    if array.dtype.kind not in "fc": return
     bad = ~np.isfinite(array)
+    if array.dtype.itemsize > 4 and not bad.any(): bad = np.abs(array) > _FLOAT32
+    if not bad.any(): return
     first = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise DataError(f"{path} has {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite "
-                    f"pixels of {array.size}, the first at {first}; replace or mask them.")
+    n = np.isnan(array).sum(), np.isinf(array).sum()
+    what = f"{n[0]} NaN and {n[1]} infinite" if any(n) else f"{bad.sum()} too large"
+    raise DataError(f"{path} has {what} pixels of {array.size}, the first at {first}; replace or "
+                    "mask them.")
+
+
+def _check_whole(array: np.ndarray, path: str | Path):
+    "Say that float32 does not hold whole numbers of so many digits."
+    if array.dtype.itemsize < 4 or not array.size: return
+    top = max(int(array.max()), -int(array.min()))
+    if top > 2**24: _tell(Path(path), "digits", f"has whole numbers up to {top}; a network computes "
+                          "in float32, which holds 7 digits, so that as intensities they are "
+                          "rounded. Subtract an offset if these digits matter.")

@@ -546,8 +546,8 @@ def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
     jpeg = [path for path, (*_, changed) in seen.items() if changed]
     soft = [path for path, (*_, soft, changed) in seen.items() if soft and not changed]
     if jpeg: notes.append(
-        f"targets such as '{jpeg[0]}' are JPEG, which blurs masks; every pixel was set to the nearer"
-        " of its two levels; save masks as PNG or TIFF to have them as they were drawn")
+        f"targets such as '{jpeg[0]}' are JPEG, which blurs masks; every pixel was set to the"
+        " nearer of its two levels; save masks as PNG or TIFF to have them as they were drawn")
     if soft: notes.append(
         f"targets such as '{soft[0]}' have soft edges, values between 0 and 255 as after resizing"
         " or JPEG, and every value above 0 is a label; set them to 0 and 255 if they are masks")

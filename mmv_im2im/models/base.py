@@ -88,6 +88,7 @@ class Im2ImModule(pl.LightningModule):
     num_classes: int = 1  # Segmentation: 1 = object or not
     multilabel: bool = False  # Segmentation: each channel of the target is a class of its own
     metrics: Optional[Sequence[str]] = None  # Names of the metrics; None = those of the task
+    validation_cost: float = 1.0  # Predictions that a validation makes of each pixel
     # The only image size that the network takes, in pixels; None = any that divides by its stride
     input_size: Optional[Sequence[int]] = None
     usual_optimizer: ClassVar[dict] = {"_target_": "AdamW", "lr": 1e-3}  # Where none is described

@@ -408,6 +408,12 @@ def averages(self: SelfSupervised) -> bool:
     return self.strategy.samples > 1
 
 
+@patch(as_prop=True)
+def validation_cost(self: SelfSupervised) -> float:
+    "Predictions that a validation averages."
+    return min(_LEAST, self.strategy.samples) if self.averages else 1
+
+
 @patch
 def losses(self: SelfSupervised, batch):
     "The loss of noisy patches."
