@@ -135,7 +135,7 @@ def test_a_run_that_stops_between_the_last_batch_and_the_end_of_an_epoch(tmp_pat
 @pytest.mark.parametrize("stopped", [0, signal.SIGTERM])
 def test_a_later_process_does_not_wait_for_the_files_of_the_first(tmp_path, capsys, monkeypatch, stopped):
     "It ends well, however soon, or Lightning would end the first; and it says nothing."
-    monkeypatch.setattr(trainers, "train", lambda cfg, trust: trainers.Run(tmp_path, stopped))
+    monkeypatch.setattr(trainers, "train", lambda cfg, **_: trainers.Run(tmp_path, stopped))
     monkeypatch.setattr(trainers.rank_zero_only, "rank", 1)
     assert cli._train(Config(), ()) == 0
     assert capsys.readouterr().out == ""

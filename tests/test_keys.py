@@ -317,8 +317,8 @@ def test_a_full_disk(choice, tmp_path, pairs, monkeypatch):
 
 def test_path_of_the_data(tmp_path, pairs):
     simulate_set(tmp_path, 6, (64, 64), source="nuclei", target="labels", seed=9)
-    assert _seen(configured("", pairs)) != _seen(configured("", tmp_path))
-    with pytest.raises((ConfigError, DataError), match="nowhere"): _seen(configured("", tmp_path / "nowhere"))
+    assert _seen(configured("unused", pairs)) != _seen(configured("unused", tmp_path))
+    with pytest.raises((ConfigError, DataError), match="nowhere"): _seen(configured("unused", tmp_path / "nowhere"))
 
 
 # tests/test_supervised.py, test_adversarial.py, test_trainer.py and test_self_supervised.py have those that need another run or another task

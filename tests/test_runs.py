@@ -223,6 +223,7 @@ FLAGS = {
     "logger of another package": (["--config", "a.yaml", "--trainer.logger", "[{_target_: CometLogger}]"], "needs a package"),
     "a loss of probabilities": (["--config", "a.yaml", "--model.loss", "{_target_: BCELoss}"], "take BCEWithLogitsLoss"),
     "MONAI's loss of probabilities": (["--config", "a.yaml", "--model.loss", "{_target_: monai.losses.DiceLoss}"], "`sigmoid: true`"),
+    "sources alone in a folder of pairs": (["--config", "n2v_2d", "--data.path", "imgs", "--check"], "`data.path: imgs/IM`"),
     "a plateau of the wrong kind": (["--config", "a.yaml", "--model.scheduler", "{_target_: ReduceLROnPlateau, mode: min}"], "'val/dice' is better the larger"),
     "a plateau of a loss": (["--config", "a.yaml", "--trainer.monitor", "val/loss", "--model.scheduler", "{_target_: ReduceLROnPlateau, mode: max}"], "better the smaller"),
 }

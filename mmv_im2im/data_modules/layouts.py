@@ -68,6 +68,14 @@ def _refuse_alone(where: Path, found: _Found, key: str, partners: Sequence[str])
                     f"these{end}")
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #af717669
+def _inside(folder: Path) -> str:
+    "Which sub-folder may be meant, as an alternative."
+    subs = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    with_images = [p for p in subs if not p.name.startswith(".") and list_images(p)]
+    source = next((p for p in with_images if p.name == "IM"), next(iter(with_images), None))
+    return f", or name a folder that holds them, `data.path: {source}`" if source else ""
+
+
 def _check_pairs(where: Path, found: _Found, pairing: str):
     "No partner is missing, and there are images at all."
     if pairing == "paired": _refuse_alone(where, found, "GT", ("IM",))
@@ -77,7 +85,7 @@ def _check_pairs(where: Path, found: _Found, pairing: str):
             folder = found.folders.get(key, where)
             there = f": {no_images(folder)} Put" if folder.is_dir() else "; put"
             raise DataError(f"{where} holds no {_NOUNS[key]} image ({found.label[key]}){there} "
-                            "images there.")
+                            f"images there{_inside(folder)}.")
     if pairing == "paired": _refuse_alone(where, found, "IM", ("GT",))
 
 
