@@ -204,7 +204,8 @@ def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     out = _out_folder(cfg, model, "predictions")
     outcome = model.predict_folder(
         cfg.predict.path, out, cfg.data.source, cfg.predict.axes, cfg.predict.probabilities,
-        uncertainty=cfg.predict.uncertainty,
+        uncertainty=cfg.predict.uncertainty, target=cfg.data.target, costmap=cfg.data.costmap,
+        nested=cfg.data.nested,
     )
     print(f"{len(outcome.done)} images written to {out} by {model.path}")
     return _end(outcome)
@@ -223,7 +224,7 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     model, d = _predictor(cfg, config_name, trust), cfg.data
     rows, outcome = model.evaluate(
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
-        pairing=d.pairing, compare=cfg.predict.compare,
+        pairing=d.pairing, compare=cfg.predict.compare, nested=d.nested,
     )
     folder = _out_folder(cfg, model, "evaluation")
     if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.figures])

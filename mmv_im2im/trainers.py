@@ -11,10 +11,12 @@ import inspect
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -47,7 +49,7 @@ from mmv_im2im.checkpoints import (
     AtomicCheckpointIO, MetricsCSV, find_checkpoint, load_checkpoint, not_written, read_metrics
 )
 from mmv_im2im.config import (
-    RUN_CONFIG, Config, check_targets, from_dict, read_yaml, save_config, to_dict
+    RUN_CONFIG, Config, check_targets, from_dict, load_config, read_yaml, save_config, to_dict
 )
 from mmv_im2im.core import (
     ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
@@ -567,14 +569,45 @@ def _make_trainer(
         )
     return trainer
 
+# %% ../nbs/11_trainers.ipynb #b8fa8c6a
+def _as_config(given: Any) -> Config:
+    "A config out of whatever it is given as; `ConfigError` where it is none."
+    if isinstance(given, Config): return given
+    if isinstance(given, Mapping): return from_dict(dict(given))
+    where = given.folder if isinstance(given, Run) else given
+    if isinstance(where, (str, os.PathLike)) and str(where): return load_config(os.fspath(where))
+    raise ConfigError(
+        "`train` takes a config, a preset's name, a yaml file, the folder of a run, a run or a"
+        f" dict; got {_shown(given)}."
+    )
+
+
+def _callbacks(given: Any) -> list[pl.Callback]:
+    "A list of callbacks; one may stand alone. `ConfigError` for anything else."
+    made = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for c in made:
+        if isinstance(c, pl.Callback): continue
+        what = f"{c.__name__} is a class" if isinstance(c, type) else f"got {_shown(c)}"
+        raise ConfigError(f"`callbacks` must be objects such as EarlyStopping('val/loss'); {what}.")
+    return made
+
+
+def _shown(x: Any) -> str:
+    "A value for an error's text: None as it is, others by the name of their type."
+    return "None" if x is None else f"an object of type {type(x).__name__}"
+
 # %% ../nbs/11_trainers.ipynb #e893de8d
 def train(
-    cfg: Config,  # What to train on what; `preset` and `load_config` make one
-    callbacks: Sequence[pl.Callback] = (),  # Further callbacks, for example a live panel
+    # What to train on what: a config, as `preset` and `load_config` make it, or whatever a config
+    # may be written as: a preset's name, a yaml file, a dict, or a run, which is continued
+    cfg: Config | str | Path | dict | Run,
+    # Further callbacks, for example a live panel; one may stand alone
+    callbacks: Sequence[pl.Callback] | pl.Callback = (),
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> Run:
     "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
-    cfg, model, data = prepare(cfg, trust)
+    callbacks, trust = _callbacks(callbacks), [trust] if isinstance(trust, str) else trust
+    cfg, model, data = prepare(_as_config(cfg), trust)
     if cfg.trainer.fast_dev_run:
         trainer = _make_trainer(cfg, None, callbacks, trust)
         trainer.fit(model, data)

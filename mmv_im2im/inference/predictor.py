@@ -6,6 +6,7 @@
 __all__ = ['guess_axes', 'Predictor', 'Outcome', 'mean_row']
 
 # %% ../../nbs/inference/01_predictor.ipynb #0208aadd
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -23,13 +24,11 @@ from ..core import ConfigError, DataError, Im2ImError, find_class
 from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
-    image_stem,
-    is_image,
     list_images,
     read_image,
     write_image,
 )
-from ..data_modules.layouts import find_samples
+from ..data_modules.layouts import find_samples, find_sources
 from ..data_modules.recipe import Recipe, check_samples
 from ..data_modules.transforms import resample
 from ..distances import DISTANCES, set_metrics
@@ -406,30 +405,6 @@ class Outcome:
         n = len(self.failed) + len(self.done)
         return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
 
-
-def _sources(path: Path, source: str) -> list[Path]:
-    "The images to predict: a file, or a folder's; those in or marked `source` where there are."
-    if path.is_file() or (path.exists() and is_image(path)): return [path]
-    if not path.exists():
-        raise DataError(
-            f"`predict.path` '{path}' does not exist; name an image or a folder of images."
-        )
-    folder = path / source if (path / source).is_dir() else path
-    files = list_images(folder)
-    files = [f for f in files if image_stem(f).endswith(f"_{source}")] or files
-    if not files:
-        raise DataError(
-            f"the folder '{folder}' holds no images that can be read; check `predict.path`."
-        )
-    stems = [image_stem(f) for f in files]
-    twice = next((s for s in stems if stems.count(s) > 1), None)
-    if twice:
-        raise DataError(
-            f"several files in '{folder}' are named '{twice}', and their results would have one"
-            " name; rename them."
-        )
-    return files
-
 # %% ../../nbs/inference/01_predictor.ipynb #a3cdeb2e
 @patch
 def predict_folder(self: Predictor,
@@ -441,27 +416,31 @@ def predict_folder(self: Predictor,
     progress: bool = True,  # Show a bar
     # Write the spread of the predictions that the model averages, too, as NAME_uncertainty
     uncertainty: bool = False,
+    target: str = "GT",  # Suffix of targets that lie beside the sources
+    costmap: str = "CM",  # Suffix of cost maps that lie beside the sources
+    nested: bool = False,  # Include the images of sub-folders; results keep these
 ) -> Outcome:
     "Predict every image of a folder into OME-TIFFs; a bad file is reported and skipped."
     path, out, result = Path(path), Path(out), Outcome()
-    files = _sources(path, source)
-    if out.resolve() in {f.parent.resolve() for f in files}:
+    files = find_sources(path, source, target, costmap, nested)
+    if any((out / name).parent.resolve() == f.parent.resolve() for f, name in files):
         raise DataError(
             f"`predict.out` '{out}' is the folder of the source images; name another one."
         )
-    for f in tqdm(files, desc="predicting", unit="image", disable=not progress):
+    if nested: files = [(f, n) for f, n in files if out.resolve() not in f.resolve().parents]
+    for f, name in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
             x = self._read(f, axes)
             size = image_info(f, axes=axes).pixel_size
             how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
             pred = self._predict_times(x, f"'{f}'", **how)
-            target = out / f"{image_stem(f)}.ome.tif"
+            written = out / f"{name}.ome.tif"
             if uncertainty:
                 pred, spread = self._halves(pred)
-                beside = out / f"{image_stem(f)}_uncertainty.ome.tif"
+                beside = out / f"{name}_uncertainty.ome.tif"
                 write_image(beside, spread, axes="TCZYX", pixel_size=size)
-            write_image(target, pred, axes="TCZYX", pixel_size=size)
-            result.done.append(target)
+            write_image(written, pred, axes="TCZYX", pixel_size=size)
+            result.done.append(written)
         except (Im2ImError, OSError, MemoryError) as e:
             said = str(e) or type(e).__name__
             result.failed[str(f)] = said if str(f) in said else f"'{f}': {said}"
@@ -482,6 +461,7 @@ def evaluate(self: Predictor,
     pairing: str = "paired",
     # Put classical filters beside a denoiser; None = where it learnt from noisy images alone
     compare: Optional[bool] = None,
+    nested: bool = False,  # Include the images of sub-folders
 ) -> tuple[list[dict], Outcome]:  # A dict an image with `image` and the metrics, and what failed
     "Metrics of every pair in a folder, in normalised units; a bad file is reported and skipped."
     if self.recipe is None:
@@ -495,7 +475,7 @@ def evaluate(self: Predictor,
             "`predict.compare` puts denoising filters beside a model of intensities, but this one"
             " segments; leave it out."
         )
-    samples = find_samples(path, layout, source, target, costmap, pairing=pairing)
+    samples = find_samples(path, layout, source, target, costmap, pairing, nested)
     if self.direction == "B2A": samples = [_swapped(s) for s in samples]
     usual, self.module.metrics = self.module.metrics, self._metrics(names, pairing)
     try:
@@ -529,7 +509,8 @@ def _evaluate(
 ) -> tuple[list[dict], Outcome]:
     "Rows and outcome for samples that were found."
     rows, result, sets = [], Outcome(), ([], [], [])
-    for s in tqdm(samples, desc="evaluating", unit="image", disable=not progress):
+    named = list(zip(samples, _row_names(samples)))
+    for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
         try:
             check_samples([s], self.recipe, progress=False)
@@ -541,7 +522,7 @@ def _evaluate(
             if pred is None: continue
             figures = self.module.image_figures(pred, target, x.get("CM")) if paired else {}
             if compare: figures |= self._beside_filters(x["IM"], seen, result)
-            rows.append({"image": x["name"]} | figures)
+            rows.append({"image": name} | figures)
             result.done.append(Path(file))
         except (Im2ImError, OSError, MemoryError) as e:
             result.failed[str(file)] = str(e)
@@ -581,6 +562,14 @@ def _swapped(sample: dict) -> dict:
     "A sample whose target is the source, and the reverse."
     names = {"IM": "GT", "GT": "IM"}
     return {names.get(k, k): v for k, v in sample.items()}
+
+
+def _row_names(samples: Sequence[dict]) -> list[str]:
+    "The file of each sample; with its sub-folders where two have the same name."
+    files = [Path(s.get("IM", s.get("GT"))) for s in samples]
+    names = [f.name for f in files]
+    if len(set(names)) == len(names): return names
+    return [os.path.relpath(f, os.path.commonpath([p.parent for p in files])) for f in files]
 
 # %% ../../nbs/inference/01_predictor.ipynb #3a2ff797
 def mean_row(
