@@ -5,27 +5,26 @@
 # %% auto #0
 __all__ = ['Noise', 'measure_noise', 'noise_of']
 
-# %% ../../nbs/data_modules/08_noise.ipynb #3be4d0ab
+# %% ../../nbs/data_modules/08_noise.ipynb #4eaf9f63
 from dataclasses import asdict, dataclass, field
 from typing import Optional, Sequence
 
 import numpy as np
 from fastcore.basics import patch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .data_module import Im2ImDataModule
 
-# %% ../../nbs/data_modules/08_noise.ipynb #a40fbbe8
+# %% ../../nbs/data_modules/08_noise.ipynb #7fdf459d
 _TILE, _DEPTH, _LAGS = 32, 8, 8  # Pixels of a tile in Y and X, and in Z; how far correlation is followed
 
 
 def _tiles(x: np.ndarray) -> np.ndarray:
-    "Tiles of `([Z,] Y, X)`, `(n, [z,] y, x)`; what is left over at the ends is left out."
-    usual = (_DEPTH, _TILE, _TILE)[-x.ndim:]
-    size = [min(t, n) for t, n in zip(usual, x.shape)]
-    counts = [n // t for n, t in zip(x.shape, size)]
-    x = x[tuple(slice(0, c * t) for c, t in zip(counts, size))]
-    x = x.reshape([k for pair in zip(counts, size) for k in pair])
-    return x.transpose([*range(0, x.ndim, 2), *range(1, x.ndim, 2)]).reshape(-1, *size)
+    "Tiles of `([Z,] Y, X)` that overlap by half in Y and X, `(n, [z,] y, x)`."
+    size = [min(t, n) for t, n in zip((_DEPTH, _TILE, _TILE)[-x.ndim:], x.shape)]
+    steps = [*size[:-2], *(max(1, n // 2) for n in size[-2:])]
+    windows = sliding_window_view(x, size)[tuple(slice(None, None, s) for s in steps)]
+    return windows.reshape(-1, *size)
 
 
 def _flatten(tiles: np.ndarray) -> np.ndarray:
@@ -49,10 +48,10 @@ def _flattest(tiles: np.ndarray, clipped: np.ndarray) -> np.ndarray:
     floor = 1e-12 * max(1.0, float(np.abs(tiles).max())) ** 2
     usable = (clipped.mean(axes) < 0.95) & (variance > floor)
     flat, variance, brightness = flat[usable], variance[usable], tiles.mean(axes)[usable]
-    groups = max(1, min(4, len(flat) // 8))
+    groups = max(1, min(4, len(flat) // 32))
     by_brightness = np.array_split(np.argsort(brightness, kind="stable"), groups)
-    least = [g[np.argsort(variance[g])[:max(1, round(len(g) / 10))]] for g in by_brightness]
-    return flat[np.concatenate(least)]
+    few = max(4, round(len(flat) / groups / 10))
+    return flat[np.concatenate([g[np.argsort(variance[g])[:few]] for g in by_brightness])]
 
 # %% ../../nbs/data_modules/08_noise.ipynb #4afdf635
 def _correlations(tiles: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,30 +67,33 @@ def _correlations(tiles: np.ndarray) -> dict[str, np.ndarray]:
         out[name] = np.array(at)
     return out
 
-# %% ../../nbs/data_modules/08_noise.ipynb #f2e1a13a
+# %% ../../nbs/data_modules/08_noise.ipynb #d9a8c180
 def _signal(rho: np.ndarray, share: float, power: float) -> np.ndarray:
     "The part of a correlation that a signal with this share of the variance explains."
     if share < 1e-3 or len(rho) < 4: return np.zeros_like(rho)
-    lags, third = np.arange(len(rho)), min(max(rho[3], 1e-3), share)
+    lags, third = np.arange(len(rho)), min(max(rho[3], 0.15 * share), share)
     near = share * (third / share) ** ((lags / 3) ** power)
     return np.where(lags < 3, near, np.minimum(rho, share))
 
 
 def _of_noise(rho: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
     "Correlation of the noise along each axis, and its share of the variance."
-    steep, straight = [], []
-    for r in (rho[a] for a in rho if a != "Z" and len(rho[a]) > 4):
-        third, fourth = max(r[3], 0.0), max(r[4], 1e-3)
-        steep.append(min(1.0, third * np.clip(third / fourth, 1, 1.5) ** 3))
-        straight.append(min(1.0, third + 3 * np.clip(third - fourth, 0, third / 2)))
-    shares, out = (min(steep, default=1.0), min(straight, default=1.0)), {}
+    plane, shares = {a: r for a, r in rho.items() if a != "Z" and len(r) > 4}, [0.0, 0.0]
+    for axis, r in plane.items():
+        third, fall = max(r[3], 0.0), max(r[3], 0.0) - max(r[4], 0.0)
+        steep = third * np.clip(third / max(third - fall, 1e-3), 1, 1.5) ** 3
+        straight = third + 3 * np.clip(fall, 0, third / 2)
+        # what optics have blurred is seen at one pixel along the other axis as well
+        seen = min((2 * max(o[1], 0) + 0.05 for a, o in plane.items() if a != axis), default=1.0)
+        shares = [max(q, min(1.0, e, seen)) for q, e in zip(shares, (steep, straight))]
+    out = {}
     for axis, r in rho.items():
         a, b = (
             (r - _signal(r, q, p)) / (1 - q) if q <= 1 - _LEAST_NOISE else np.zeros_like(r)
             for q, p in zip(shares, (1.5, 1.0))
         )
         out[axis] = np.where(a * b <= 0, 0.0, np.where(np.abs(a) < np.abs(b), a, b))
-    return out, 1 - shares[0]
+    return out, 1 - shares[0] if plane else 0.0
 
 
 _LEAST_NOISE = 0.2  # Share of the variance that noise must have before its correlation is told
@@ -140,7 +142,7 @@ def _spike(x: np.ndarray, least: float, high: bool) -> Optional[tuple[float, flo
     expected = max(float(counts[1]), counts[1] ** 2 / counts[2])
     return (float(values[0]), share) if counts[0] > 3 * expected else None
 
-# %% ../../nbs/data_modules/08_noise.ipynb #b788c893
+# %% ../../nbs/data_modules/08_noise.ipynb #0f4d0e63
 @dataclass
 class Noise:
     "What is known of the noise of images; print it."
@@ -172,7 +174,7 @@ class Noise:
 
 
 _FAINT = 0.015  # Part of the range below which noise is no trouble
-_CORRELATED = 0.12  # Correlation from which on it is
+_CORRELATED = 0.1  # Correlation from which on it is
 
 # %% ../../nbs/data_modules/08_noise.ipynb #6a79b006
 @patch
@@ -196,7 +198,7 @@ def __str__(self: Noise) -> str:
 
 def _percent(share: float) -> str: return f"{100 * share:.2g} %" if share < 1 else "100 %"
 
-# %% ../../nbs/data_modules/08_noise.ipynb #96238f3d
+# %% ../../nbs/data_modules/08_noise.ipynb #3d620cd1
 def _measure(
     x: np.ndarray,  # One channel, `([Z,] Y, X)`
 ) -> Noise:
@@ -235,7 +237,9 @@ def _correlate(out: Noise, flat: np.ndarray) -> float:
     skew = float(np.mean(flat ** 3) / np.mean(flat ** 2) ** 1.5)
     # dots, which only brighten: the finest structure, not noise
     if skew > 1 and not out.clipped and len(rho) > 1: found = {a: 0 * r for a, r in found.items()}
-    out.correlation = {a: np.round(r[1:].astype(float), 3).tolist() for a, r in found.items()}
+    chance = 3 / (flat.size / 3) ** 0.5  # tiles overlap
+    sure = {a: np.where(np.abs(r[1:]) < chance, 0, r[1:]).astype(float) for a, r in found.items()}
+    out.correlation = {a: np.round(r, 3).tolist() for a, r in sure.items()}
     return share
 
 # %% ../../nbs/data_modules/08_noise.ipynb #c928086c

@@ -214,11 +214,8 @@ class BlindSpot(Masking):
             raise ConfigError(
                 f"`model.masking.fill` must be {' or '.join(map(repr, _FILLS))}; got {self.fill!r}."
             )
-        if min(self.radius, self.reach) < 1:
-            raise ConfigError(
-                "`model.masking.radius` and `reach` must be at least 1 pixel; got"
-                f" {self.radius} and {self.reach}."
-            )
+        if self.radius < 1:
+            raise ConfigError(f"`model.masking.radius` must be at least 1 pixel; got {self.radius}.")
 
 
 _FILLS = ("median", "mean", "random")
@@ -229,6 +226,10 @@ def _settle(masking: Masking, **shares: Callable):
     keep = partial(object.__setattr__, masking)
     if masking.line == "auto": keep("line", None)
     if masking.reach == "auto": keep("reach", 5)
+    if isinstance(masking.reach, bool) or not isinstance(masking.reach, int) or masking.reach < 1:
+        raise ConfigError(
+            f"`model.masking.reach` must be auto or at least 1 pixel; got {masking.reach!r}."
+        )
     for name, usual in shares.items():
         if getattr(masking, name) == "auto": keep(name, usual(masking.line, masking.reach))
 
@@ -655,11 +656,15 @@ def suited(cls: SelfSupervised,
     noise: dict,  # `Noise.to_dict()`
     dims: int,  # Spatial dimensions, 2 or 3
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    before: Optional[dict] = None,  # What the run that is continued had chosen, its `masking`
 ) -> tuple[dict, list[str]]:  # `spec` with plain values instead of 'auto'; sentences
     "Choose what the config leaves to the images."
     masking = {"_target_": "BlindSpot"} | dict(spec.get("masking") or {})
     kind = find_class(masking["_target_"], "masking", "model.masking._target_", trust)
     left = [k for k in kind.chosen if masking.get(k, "auto") == "auto"]
+    if before and before.get("_target_") == masking["_target_"]:
+        masking |= {k: before[k] for k in left if k in before}
+        left = [k for k in left if k not in before]
     line, reach = _choice(noise, dims)
     if "line" in left: masking["line"] = line if kind.follows(line, reach) else None
     if "reach" in left and masking.get("line"):
