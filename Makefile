@@ -48,9 +48,10 @@ clean-check: $(STAMP)  ## notebooks carry no stray metadata
 nbtest: $(STAMP)  ## run every notebook as a test
 	@OMP_NUM_THREADS=1 $(STEP) "Notebooks run" nbdev_test --n_workers 2 --timing
 
+# two processes of one thread each: tests that wait for others keep no core idle;
 # nothing is printed after pytest's summary, the last line of `make test`
 pytest: $(STAMP)  ## tests of the package, with coverage
-	@OMP_NUM_THREADS=1 $(STEP) --last "Tests" pytest tests --cov --cov-report=term --cov-fail-under=80
+	@OMP_NUM_THREADS=1 $(STEP) --last "Tests" pytest tests -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=80
 
 docs: $(STAMP)  ## build the site into _docs and check its links
 	@OMP_NUM_THREADS=1 $(STEP) "Site" python tools/docs.py

@@ -7,6 +7,7 @@ __all__ = ['AtomicCheckpointIO', 'not_written', 'load_checkpoint', 'find_checkpo
 
 # %% ../nbs/07_checkpoints.ipynb #ec882a8d
 import csv
+import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -90,17 +91,27 @@ def load_checkpoint(
 
 def find_checkpoint(
     path: str | Path,  # A .ckpt file, or a run folder
-) -> Path:  # The file; of a run, its best checkpoint
+) -> Path:  # The file; of a run, the better one of its best and its last checkpoint
     "The checkpoint that `path` means; `ConfigError` where there is none."
     path = Path(path)
     if not path.is_dir(): return path
-    for name in ("best.ckpt", "last.ckpt"):
-        checkpoint = path / "checkpoints" / name
+    names = ("last", "best") if _outcome(path).get("checkpoint") == "last" else ("best", "last")
+    for name in names:
+        checkpoint = path / "checkpoints" / f"{name}.ckpt"
         if checkpoint.is_file(): return checkpoint
     raise ConfigError(
         f"the folder '{path}' has no checkpoints/best.ckpt; give the folder of a run that has"
         " trained, or a .ckpt file."
     )
+
+
+def _outcome(folder: Path) -> dict:
+    "How a run ended; empty where nothing that can be read says so."
+    try:
+        found = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 # %% ../nbs/07_checkpoints.ipynb #337c771f
 class MetricsCSV(Logger):

@@ -17,7 +17,9 @@ from typing import Optional, Sequence
 from mmv_im2im.config import (
     RUN_CONFIG,
     Config,
+    check_ready,
     config_keys,
+    key_names,
     load_config,
     net_names,
     net_text,
@@ -76,7 +78,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     parser = argparse.ArgumentParser(
         prog="run_im2im", add_help=False, allow_abbrev=False, exit_on_error=False
     )
-    for flag in ("--config", "--show"): parser.add_argument(flag)
+    for flag in ("--config", "--show"): parser.add_argument(flag, action="append")
     for flag in ("--check", "--list", "--help", "--version"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--trust", action="append", default=[])
@@ -84,7 +86,16 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
         args, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as e:
         raise ConfigError(f"{e}; see `run_im2im --help`.") from None
-    names = [r["key"] for r in config_keys()]
+    for flag in ("config", "show"):
+        values = getattr(args, flag) or [None]
+        if len(values) > 1:
+            raise ConfigError(
+                f"`--{flag}` is given {len(values)} times ({', '.join(map(str, values))}); keep one"
+                " of them, and change single keys by `--section.key VALUE`."
+            )
+        if values[0] == "": raise ConfigError(f"`--{flag}` is empty; see `run_im2im --help`.")
+        setattr(args, flag, values[0])
+    names = key_names()
     for a in rest:
         key = a[2:].partition("=")[0]
         if a.startswith("--") and "." not in key and key not in names:
@@ -167,7 +178,6 @@ def _number(x: Optional[float]) -> str: return "-" if x is None else f"{x:.4g}"
 # %% ../nbs/12_cli.ipynb #8fcf7402
 def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
     "The predictor of `predict.checkpoint`, of the run given as config, or of the config's run."
-    from mmv_im2im.inference.predictor import Predictor
     p = cfg.predict
     runs = [config_name, cfg.out or ""]
     where = p.checkpoint or next((r for r in runs if (Path(r) / RUN_CONFIG).is_file()), None)
@@ -176,6 +186,7 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
             f"`predict.checkpoint` is missing, and '{cfg.out}' holds no run: name a checkpoint or a"
             " run folder, or give the run folder as `--config`."
         )
+    from mmv_im2im.inference.predictor import Predictor
     return Predictor(
         where,
         tile=p.tile,
@@ -199,8 +210,6 @@ def _out_folder(cfg: Config, predictor, name: str) -> Path:
 
 
 def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
-    if cfg.predict.path is None:
-        raise ConfigError("`predict.path` is missing: name an image or a folder of images.")
     model = _predictor(cfg, config_name, trust)
     out = _out_folder(cfg, model, "predictions")
     outcome = model.predict_folder(
@@ -220,8 +229,6 @@ def _end(outcome) -> int:
 # %% ../nbs/12_cli.ipynb #20d28ece
 def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     from mmv_im2im.inference.predictor import mean_row
-    if cfg.data.path is None:
-        raise ConfigError("`data.path` is missing: name the folder with the pairs to evaluate on.")
     model, d = _predictor(cfg, config_name, trust), cfg.data
     rows, outcome = model.evaluate(
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
@@ -296,6 +303,7 @@ def _run(argv: Sequence[str]) -> int:
             " folder."
         )
     cfg = load_config(args.config, overrides)
+    check_ready(cfg, "train" if args.check else None)
     if args.check: return _check(cfg, args.trust)
     if cfg.mode == "train": return _train(cfg, args.trust)
     return {"predict": _predict, "evaluate": _evaluate}[cfg.mode](cfg, args.config, args.trust)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFUSED', 'RUN_CONFIG', 'option', 'DataConfig', 'TrainerConfig', 'PredictConfig', 'Config', 'read_yaml', 'merge',
-           'preset_names', 'preset_text', 'net_names', 'net_text', 'net_preset', 'from_dict', 'to_dict', 'preset',
-           'load_config', 'save_config', 'parse_overrides', 'check_targets', 'config_keys', 'config_reference']
+           'preset_names', 'preset_text', 'net_names', 'net_text', 'net_preset', 'from_dict', 'to_dict', 'checked',
+           'check_ready', 'preset', 'load_config', 'save_config', 'parse_overrides', 'check_targets', 'key_names',
+           'config_keys', 'config_reference']
 
 # %% ../nbs/01_config.ipynb #496bd7a5
 import copy
@@ -23,6 +24,7 @@ from mmv_im2im.core import (
     check_arguments,
     check_spec,
     did_you_mean,
+    expand_path,
     find_class,
     nearest,
     write_atomic,
@@ -34,9 +36,10 @@ def option(
     choices: Optional[Sequence] = None,  # The only values allowed
     low: Optional[float] = None,  # Smallest value allowed
     high: Optional[float] = None,  # Largest value allowed
+    path: bool = False,  # A path, in which `~` and `$NAME` are replaced
 ):
     "A dataclass field with limits that the config checks and the docs show."
-    meta = {"choices": choices, "low": low, "high": high}
+    meta = {"choices": choices, "low": low, "high": high, "path": path}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=meta)
     return field(default=default, metadata=meta)
@@ -105,20 +108,81 @@ def _type_hint(value: Any, tp: Any) -> str:
     return ""
 
 
+def _plain(x: Any) -> Any:
+    if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
+    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    if isinstance(x, Path): return str(x)
+    return x.tolist() if hasattr(x, "tolist") else x  # a number or an array of NumPy
+
+
 def _check_section(section: Any, prefix: str = ""):
     "Check every field of a dataclass against its type and its limits."
     hints = get_type_hints(type(section))
     for f in fields(section):
-        value = getattr(section, f.name)
-        if not is_dataclass(value):
-            _check_value(f"{prefix}{f.name}", value, hints[f.name], f.metadata)
+        key, tp = f"{prefix}{f.name}", hints[f.name]
+        if is_dataclass(tp):
+            _check_class(key, getattr(section, f.name), tp)
+            continue
+        value = _plain(getattr(section, f.name))
+        if f.metadata.get("path"): value = _expand(key, value)
+        _check_value(key, value, tp, f.metadata)
+        _refuse_objects(key, value)
+        setattr(section, f.name, value)
+
+# %% ../nbs/01_config.ipynb #83d5e524
+class _Strict:
+    "A section that has no other attributes than its keys."
+    def __setattr__(self, name, value):
+        known = {f.name: f for f in fields(self)}
+        if name not in known:
+            section = _SECTIONS.get(type(self).__name__, "")
+            raise ConfigError(
+                f"`{section}{name}` is no key of the config; {_elsewhere(name, known, section)}"
+            )
+        super().__setattr__(name, value)
+
+
+_SECTIONS = {"DataConfig": "data.", "TrainerConfig": "trainer.", "PredictConfig": "predict."}
+
+
+def _check_class(key: str, value: Any, cls: type):
+    "`ConfigError` unless a section is what it must be."
+    if isinstance(value, cls): return
+    raise ConfigError(
+        f"`{key}` must be a {cls.__name__}; got {value!r}. Change single keys, `cfg.{key}.KEY ="
+        f" VALUE`, or make the config with `preset(NAME, {key}=dict(KEY=VALUE))`."
+    )
+
+
+def _refuse_objects(key: str, value: Any):
+    "`ConfigError` for what no yaml could hold."
+    if isinstance(value, dict):
+        for k, v in value.items(): _refuse_objects(f"{key}.{k}", v)
+    elif isinstance(value, (list, tuple)):
+        for i, v in enumerate(value): _refuse_objects(f"{key}[{i}]", v)
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise ConfigError(
+            f"`{key}` is an object of class {type(value).__name__}, but a config holds only texts,"
+            " numbers, lists and mappings; describe it as {_target_: Name, argument: value}, or"
+            " hand it to Im2ImTrainer and the framework's class, which take objects."
+        )
+
+
+def _expand(key: str, value: Any) -> Any:
+    "A path with `~` and `$NAME` replaced; `ConfigError` for one that is empty."
+    if isinstance(value, dict): return {k: _expand(f"{key}.{k}", v) for k, v in value.items()}
+    if not isinstance(value, str): return value
+    if not value.strip():
+        raise ConfigError(f"`{key}` is empty; name a path, or leave the key out.")
+    return expand_path(value, key)
 
 # %% ../nbs/01_config.ipynb #79aa2f29
 @dataclass
 class _Files:
     "Where the images are, and which belong together."
     # Folder with the images, a csv, or two of them: {train: ..., val: ...}
-    path: Any = None
+    path: Any = option(None, path=True)
     # How the images are organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
     # names (folders), a table of paths (csv), folders train and val (split), or found out (auto)
     layout: str = option("auto", choices=("auto", "suffix", "folders", "csv", "split"))
@@ -207,14 +271,15 @@ class _Preparation:
 @dataclass
 class _Keeping:
     "What is validated on, and what is kept where."
-    # Validate on whole images up to so many pixels per epoch; null = a tenth of the pixels that
-    # an epoch trains on, 4 million at most
+    # Pixels that are validated per epoch, on average, spread over all held-out images; null = a
+    # tenth of those that an epoch trains on
     val_pixels: Optional[int] = option(None, low=1024)
     val_patches: bool = False  # Validate on fixed patches instead of whole images
     # Keep prepared images: in memory while there is room, on disk for later runs, too, or not
     cache: str = option("memory", choices=("none", "memory", "disk"))
     cache_gb: float = option(2.0, low=0)  # Room in memory, in GB per process
-    cache_dir: Optional[str] = None  # Folder of the cache on disk; null = the user's cache folder
+    # Folder of the cache on disk; null = the user's cache folder
+    cache_dir: Optional[str] = option(None, path=True)
     # Room on disk, in GB; what was not used for longest leaves first; null = no limit
     cache_limit_gb: Optional[float] = option(None, low=0)
     # Where the disk is full: stop, or go on without caching more (skip)
@@ -226,7 +291,7 @@ class _Keeping:
 
 # %% ../nbs/01_config.ipynb #2356855d
 @dataclass
-class DataConfig(_Keeping, _Preparation, _Patches, _Reading, _Files):
+class DataConfig(_Strict, _Keeping, _Preparation, _Patches, _Reading, _Files):
     "Where the images are and how they become batches."
     def __post_init__(self): _check_data(self)
 
@@ -403,7 +468,7 @@ class _Learning:
     # Validate and save the plain mean of all weights after this part of the run, such as 0.75
     swa: Optional[float] = option(None, low=0, high=1)
     # Checkpoint, or run folder, of another model whose weights this one begins with, where they fit
-    init_from: Optional[str] = None
+    init_from: Optional[str] = option(None, path=True)
     detect_anomaly: bool = False  # Name the operation whose gradient becomes nan; much slower
 
 
@@ -429,7 +494,7 @@ class _Watching:
 
 
 @dataclass
-class TrainerConfig(_Watching, _Learning, _Hardware, _Length):
+class TrainerConfig(_Strict, _Watching, _Learning, _Hardware, _Length):
     "How long, on what and how exactly to train; Lightning's own names."
 
     def __post_init__(self): _check_trainer(self)
@@ -451,6 +516,11 @@ def _check_trainer(trainer: TrainerConfig):
             f" half; got '{trainer.max_time}'."
         )
     _check_devices(trainer.devices)
+    if trainer.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
     if trainer.ema is not None and trainer.swa is not None:
         raise ConfigError(
             "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"
@@ -541,13 +611,14 @@ REFUSED = {
 
 # %% ../nbs/01_config.ipynb #9dbd433a
 @dataclass
-class PredictConfig:
+class PredictConfig(_Strict):
     "What to predict or evaluate, and how large images are tiled."
     # Checkpoint file, or a run folder, whose best checkpoint is then taken
-    checkpoint: Optional[str] = None
-    path: Optional[str] = None  # Image file or folder of images to predict
+    checkpoint: Optional[str] = option(None, path=True)
+    # Image file or folder of images to predict
+    path: Optional[str] = option(None, path=True)
     # Folder for results; null = `predictions` beside the checkpoint's run
-    out: Optional[str] = None
+    out: Optional[str] = option(None, path=True)
     # Tile in pixels, [Y, X] or [Z, Y, X]; null = chosen from the training patch
     tile: Optional[List[int]] = option(None, low=16)
     # Overlap of neighbouring tiles, as a fraction of the tile (Gaussian blending)
@@ -599,12 +670,13 @@ _DEFAULT_MODEL = {
 
 
 @dataclass
-class Config:
+class Config(_Strict):
     "Everything that a run depends on."
     mode: str = option("train", choices=("train", "predict", "evaluate"))  # What to do
     # Governs split, crops, augmentation, initialisation and dropout
     seed: int = option(0, low=0, high=2**32 - 1)
-    out: Optional[str] = None  # Run folder; null = runs/ and the preset's name
+    # Run folder; null = runs/ and the preset's name
+    out: Optional[str] = option(None, path=True)
     data: DataConfig = field(default_factory=DataConfig)  # Images and batches
     model: Dict[str, Any] = option(_DEFAULT_MODEL)  # Framework with its network, loss and optimizer
     trainer: TrainerConfig = field(default_factory=TrainerConfig)  # Training
@@ -692,7 +764,7 @@ def read_yaml(
     try:
         loader = _StrictLoader(text)
         loader.name = name
-        return loader.get_single_data()
+        return _finite(loader.get_single_data(), name)
     except yaml.constructor.ConstructorError as e:
         raise ConfigError(
             f"{_where(e.problem_mark)}: {e.problem}; a config holds only texts, numbers, lists and"
@@ -705,8 +777,18 @@ def read_yaml(
             f" ({getattr(e, 'problem', None) or e}); check the indentation, colons and quotes"
             " there."
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{name}: lists or mappings are nested too deeply.") from None
     finally:
         if loader: loader.dispose()
+
+
+def _finite(x: Any, name: str, depth: int = 0) -> Any:
+    "The same; `ConfigError` where an anchor makes a list or mapping a part of itself."
+    if depth > 50: raise ConfigError(f"{name}: lists or mappings are nested too deeply.")
+    if isinstance(x, (dict, list)):
+        for v in x.values() if isinstance(x, dict) else x: _finite(v, name, depth + 1)
+    return x
 
 # %% ../nbs/01_config.ipynb #0f760f05
 def merge(
@@ -835,14 +917,36 @@ def to_dict(
     cfg: Config,  # The config
 ) -> dict:  # Plain types only: a checkpoint that holds it loads with `weights_only=True`
     "Everything in `cfg`, defaults included, as dicts, lists, texts and numbers."
-    return _plain(pyrallis.encode(cfg))
+    return _plain(cfg)
 
 
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    if isinstance(x, Path): return str(x)
-    return x.item() if hasattr(x, "item") and not isinstance(x, (str, bytes)) else x
+def checked(
+    cfg: Config,  # However it was made, and whatever was changed in it since
+) -> Config:  # A copy whose keys and values are right
+    "Look at all of a config before it is used; `ConfigError` where something is wrong."
+    _check_class("config", cfg, Config)
+    raw = dict(vars(cfg))
+    for f in fields(Config):
+        tp = get_type_hints(Config)[f.name]
+        if not is_dataclass(tp): continue
+        _check_class(f.name, raw.get(f.name), tp)
+        raw[f.name] = dict(vars(raw[f.name]))
+    return from_dict(_plain(raw))
+
+
+def check_ready(
+    cfg: Config,  # The config
+    mode: Optional[str] = None,  # 'train', 'evaluate' or 'predict'; None = its own
+):
+    "`ConfigError` where the path is missing that a mode cannot do without."
+    key, what = {
+        "train": ("data.path", "name the folder with your images, `--data.path FOLDER`"),
+        "evaluate": ("data.path", "name the folder with the pairs to evaluate on"),
+        "predict": ("predict.path", "name an image or a folder of images"),
+    }[mode or cfg.mode]
+    section, _, name = key.partition(".")
+    if getattr(getattr(cfg, section), name) is None:
+        raise ConfigError(f"`{key}` is missing: {what}.")
 
 # %% ../nbs/01_config.ipynb #e7b99d50
 def preset(
@@ -863,35 +967,48 @@ def load_config(
     overrides: Optional[dict] = None,  # Changes, as nested dicts
 ) -> Config:
     "Read a config from wherever `--config` points; `ConfigError` where it is wrong."
+    source = _expand("config", str(source))
     path = Path(source)
-    if path.is_dir():
-        if not (path / RUN_CONFIG).is_file():
-            raise ConfigError(
-                f"'{source}' is a folder without {RUN_CONFIG}, so no run to continue; give a"
-                " preset's name, a yaml file or a run folder."
-            )
-        return from_dict(merge(_read_file(path / RUN_CONFIG) | {"out": str(path)}, overrides or {}))
-    if path.suffix.lower() in (".yaml", ".yml") or path.is_file():
+    if path.name == RUN_CONFIG and (path.parent / "checkpoints").is_dir(): path = path.parent
+    if path.is_dir(): return from_dict(merge(_read_run(path), overrides or {}))
+    if path.suffix.lower() in (".yaml", ".yml") or path.exists():
         defaults = to_dict(Config()) | {"out": f"runs/{path.stem}"}
         return from_dict(merge(merge(defaults, _read_file(path)), overrides or {}))
-    if str(source) not in preset_names():
+    if source not in preset_names():
         raise ConfigError(
             f"there is no preset and no file '{source}';"
-            f" {did_you_mean(str(source), preset_names())} A yaml file's name ends in .yaml."
+            f" {did_you_mean(source, preset_names())} A yaml file's name ends in .yaml."
         )
-    return preset(str(source), **(overrides or {}))
+    return preset(source, **(overrides or {}))
+
+
+def _read_run(folder: Path) -> dict:
+    "What a run was made with; the folder is the run, wherever it was moved to."
+    path = folder / RUN_CONFIG
+    if not path.is_file():
+        above = folder.resolve().parent
+        run = f" Did you mean the run '{above}'?" if (above / RUN_CONFIG).is_file() else ""
+        raise ConfigError(
+            f"'{folder}' is a folder without {RUN_CONFIG}, so no run to continue; give a"
+            f" preset's name, a yaml file or a run folder.{run}"
+        )
+    try:
+        return to_dict(from_dict(_read_file(path) | {"out": str(folder)}))
+    except ConfigError as e:
+        text = str(e) if str(path) in str(e) else f"'{path}': {e}"
+        raise ConfigError(
+            f"{text} It was saved with the run and is damaged, or was edited: correct it, or name"
+            " another folder with `--out`."
+        ) from None
 
 
 def _read_file(path: Path) -> dict:
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"the config file '{path}' does not exist; check its name, or see `run_im2im --list`"
             " for the presets."
         )
-    try:
-        raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"'{path}' is not a text file; a config is yaml in UTF-8.") from None
+    raw = read_yaml(_read_text(path), str(path))
     if raw is None:
         raise ConfigError(
             f"the config file '{path}' is empty; start from `run_im2im --list` and a preset."
@@ -900,13 +1017,32 @@ def _read_file(path: Path) -> dict:
     return raw
 
 
+def _read_text(path: Path) -> str:
+    "The text of a config file; `ConfigError` where it is something else."
+    if path.suffix.lower() in (".ckpt", ".pt", ".pth"):
+        raise ConfigError(
+            f"'{path}' is a checkpoint, not a config; give the run folder that it lies in, predict"
+            " with it by `--predict.checkpoint`, or begin from its weights by"
+            " `--trainer.init_from`."
+        )
+    try:
+        with open(path, "rb") as f: text = f.read(10**7).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = 11 * "\0"
+    except OSError as e:
+        raise ConfigError(f"'{path}' cannot be read ({e.strerror or e}).") from None
+    if text.count("\0") > len(text) // 10:  # a binary file, or UTF-16
+        raise ConfigError(f"'{path}' is not a text file; a config is yaml, saved as UTF-8.")
+    return text
+
+
 def save_config(
     cfg: Config,  # What to write
     path: str | Path,  # Yaml file to write
 ):
-    "Write every key of `cfg`, so that `load_config` gives it back equal."
-    with write_atomic(path) as tmp:
-        tmp.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False), encoding="utf-8")
+    "Write every key of `cfg`, so that `load_config` gives it back equal; checked before."
+    text = yaml.safe_dump(to_dict(checked(cfg)), sort_keys=False)
+    with write_atomic(path) as tmp: tmp.write_text(text, encoding="utf-8")
 
 # %% ../nbs/01_config.ipynb #50676903
 def parse_overrides(
@@ -982,6 +1118,15 @@ def _check_target(
     check_arguments(cls, {k: v for k, v in spec.items() if k != "_target_"}, key, given=filled)
 
 # %% ../nbs/01_config.ipynb #47386c5f
+def key_names() -> list[str]:  # In the order of `--help`
+    "Dotted names of all keys; quicker than `config_keys`, which reads the comments, too."
+    out, hints = [], get_type_hints(Config)
+    for f in fields(Config):
+        inside = fields(hints[f.name]) if is_dataclass(hints[f.name]) else []
+        out += [f"{f.name}.{g.name}" for g in inside] or [f.name]
+    return out
+
+
 def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
     "Every key of the config, as rows for the reference page and for `--help`."
     sections = {

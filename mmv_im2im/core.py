@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Im2ImError', 'DataError', 'ConfigError', 'nearest', 'did_you_mean', 'tell', 'derive_seed', 'write_atomic',
-           'class_names', 'find_class', 'check_arguments', 'build', 'check_spec']
+           'expand_path', 'class_names', 'find_class', 'check_arguments', 'build', 'check_spec']
 
 # %% ../nbs/00_core.ipynb #0ba55b25
 import hashlib
@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import pkgutil
+import re
 import tempfile
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -106,6 +107,31 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+# %% ../nbs/00_core.ipynb #a898f35d
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})")
+
+
+def expand_path(
+    path: str | Path,  # As written, perhaps with `~`, `$NAME` or `${NAME}`
+    key: str = "path",  # The key in the config, for the error's text
+) -> str:  # The path that is meant
+    "Replace `~` and environment variables; `ConfigError` for one that is not set."
+    text = os.fspath(path)
+    literal = os.path.lexists(text)  # a name that has a `$` of its own
+    for plain, braced in [] if literal else _VARIABLE.findall(text):
+        if not os.environ.get(plain or braced):
+            raise ConfigError(
+                f"`{key}` '{text}': the environment variable {plain or braced} is not set; set it,"
+                " or write the path out."
+            )
+    out = os.path.expanduser(text if literal else os.path.expandvars(text))
+    if out.startswith("~") and not os.path.lexists(out):
+        raise ConfigError(
+            f"`{key}` '{text}': this system has no user '{Path(out).parts[0][1:]}'; write ~/ for"
+            " your own folder, or ./ before a name that begins with ~."
+        )
+    return out
 
 # %% ../nbs/00_core.ipynb #12046d42
 def _a(noun: str) -> str:
@@ -257,6 +283,11 @@ def build(
         return cls(**kwargs)
     except Im2ImError as e:
         raise type(e)(str(e) if str(e).startswith("`") else f"`{key}`: {e}") from e
+    except ImportError as e:
+        raise ConfigError(
+            f"`{key}`: {spec['_target_']} needs a package that is not installed"
+            f" ({' '.join(str(e).split())}); install it, or leave {spec['_target_']} out."
+        ) from e
     except Exception as e:
         shown = {k: v for k, v in kwargs.items() if k not in given}
         raise ConfigError(

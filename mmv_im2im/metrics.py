@@ -22,11 +22,18 @@ def _tensor(x: Any) -> torch.Tensor:
     "`x` as a tensor, without its gradient, on its own device."
     if not isinstance(x, torch.Tensor):
         x = np.asarray(x)
+        if x.dtype.kind == 'c': raise DataError(_COMPLEX)
         # torch takes no foreign byte order, and cannot compute with all of NumPy's integers
-        x = torch.from_numpy(x.astype(np.int64 if x.dtype.kind in 'iu' else np.float64)
-                             if x.dtype != bool else np.array(x))
+        whole = x.dtype.kind in 'iu' and (x.dtype.itemsize < 8 or x.dtype.kind == 'i' or
+                                          x.max(initial=0) < 2**63)
+        x = torch.from_numpy(np.array(x) if x.dtype == bool else
+                             x.astype(np.int64 if whole else np.float64))
+    if x.is_complex(): raise DataError(_COMPLEX)
     x = x.detach()
     return x.cpu() if x.device.type == 'mps' else x # MPS has no doubles
+
+
+_COMPLEX = "complex images cannot be compared; take their absolute value or their phase first"
 
 
 def _pair(pred: Any, target: Any, weight: Any = None) -> tuple:
@@ -44,9 +51,9 @@ def _pair(pred: Any, target: Any, weight: Any = None) -> tuple:
     except RuntimeError:
         raise DataError(f"the weight of shape {tuple(weight.shape)} does not fit images of shape "
                         f"{tuple(pred.shape)}; give one weight per pixel") from None
-    if not (weight >= 0).all():
-        raise DataError("a weight must be 0 (ignore the pixel) or above, got one that is negative "
-                        "or NaN")
+    if not ((weight >= 0) & (weight < math.inf)).all():
+        raise DataError("a weight must be 0 (ignore the pixel) or above, got one that is negative, "
+                        "infinite or NaN")
     return pred, target.to(pred.device), weight
 
 # %% ../nbs/02_metrics.ipynb #5421e750
@@ -247,11 +254,11 @@ def ssim(
 # %% ../nbs/02_metrics.ipynb #4e3faa05
 def _labels(x: torch.Tensor, num_classes: Optional[int], name: str) -> torch.Tensor:
     "`x` as int64 classes, or as a mask where there is one class; refuse what is no label image."
-    k = x.long()
-    if x.is_floating_point() and not (k == x).all():
+    if x.is_floating_point() and not ((x == x.round()) & x.isfinite()).all():
         raise DataError(f"the {name} must hold labels, whole numbers, got other values; for "
                         f"probabilities, "
                         "make a mask first: `pred > 0.5`")
+    k = x.double().clamp(-1, 2**62).long() if x.is_floating_point() else x.long()
     if num_classes is None or num_classes <= 2: return k > 0
     low, high = map(int, k.aminmax())
     if not 0 <= low <= high < num_classes:

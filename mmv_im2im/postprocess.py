@@ -231,13 +231,13 @@ class Largest(Postprocess):
 
 # %% ../nbs/06_postprocess.ipynb #324f663c
 def _numbered(channels: Sequence[np.ndarray]) -> np.ndarray:
-    "Stack instance labels, in the smallest dtype of uint16 and uint32 that holds them."
+    "Stack instance labels, in the smallest dtype of uint16 and int32 that holds them."
     x = np.stack(channels)
-    return x.astype(np.uint16 if x.max() <= 65535 else np.uint32)
+    return x.astype(np.uint16 if x.max() <= 65535 else np.int32)
 
 
 class Label(Postprocess):
-    "Number the connected regions of equal value from 1 in each channel; uint16 or uint32."
+    "Number the connected regions of equal value from 1 in each channel; uint16 or int32."
     takes = "labels"
 
     def __init__(self,
@@ -251,7 +251,7 @@ class Label(Postprocess):
 
 # %% ../nbs/06_postprocess.ipynb #db6029a8
 class Watershed(Postprocess):
-    "Number the objects of a mask from 1 and split those that touch; uint16 or uint32."
+    "Number the objects of a mask from 1 and split those that touch; uint16 or int32."
     takes = "probabilities"
 
     def __init__(self,
@@ -320,7 +320,11 @@ class AsType(Postprocess):
 
     def apply(self, image):
         "The image in the dtype."
-        return to_dtype(image, self.dtype)
+        whole, to = image.dtype.kind in "iu", np.dtype(self.dtype)
+        if whole and to.kind in "iu" and image.max() > np.iinfo(to).max:
+            raise DataError(f"labels up to {image.max()} do not fit into {to}, where several would "
+                            "become one; take uint16 or int32 in `AsType`")
+        return to_dtype(image, to)
 
 # %% ../nbs/06_postprocess.ipynb #65936d5a
 def postprocess(
@@ -344,6 +348,10 @@ def as_postprocess(
     if not isinstance(steps, (list, tuple)):
         raise ConfigError(f"`{key}` must be a list of steps, [{{_target_: Threshold, value: 0.5}}, "
                           f"...]; got {steps!r}; write a list, or leave it out")
+    for i, s in enumerate(steps):
+        if inspect.isclass(s):
+            raise ConfigError(f"`{key}[{i}]` is the class {s.__name__}; make an object of it, "
+                              f"{s.__name__}()")
     return [s if callable(s) else build(s, "postprocess", f"{key}[{i}]", trust)
             for i, s in enumerate(steps)]
 

@@ -67,9 +67,9 @@ def unpad(
 # %% ../nbs/05_tiling.ipynb #bb8e11d0
 def _bell(tile: Sequence[int]) -> torch.Tensor:
     "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` amid each edge, never 0."
-    w = torch.ones(())
+    w = torch.ones((), dtype=torch.float32)
     for n in tile:
-        x = torch.arange(n) - (n - 1) / 2
+        x = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
         w = w[..., None] * torch.exp(-(8 * x / n) ** 2 / 2) # sigma: an eighth of the tile
     return w
 

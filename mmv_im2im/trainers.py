@@ -28,7 +28,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import (
-    EarlyStopping, GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint,
+    GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint,
     StochasticWeightAveraging,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -42,14 +42,15 @@ from torch.utils.data import default_collate
 
 from . import __version__
 from mmv_im2im.callbacks import (
-    Averaging, ChannelsLast, Compiled, FiniteLoss, Pictures, RunProgress, RunStopped, StopOnSignal,
-    requeue,
+    Annealing, Averaging, ChannelsLast, Compiled, FiniteLoss, Patience, Pictures, RunProgress,
+    RunStopped, StopOnSignal, requeue,
 )
 from mmv_im2im.checkpoints import (
     AtomicCheckpointIO, MetricsCSV, find_checkpoint, load_checkpoint, not_written, read_metrics
 )
 from mmv_im2im.config import (
-    RUN_CONFIG, Config, check_targets, from_dict, load_config, read_yaml, save_config, to_dict
+    RUN_CONFIG, Config, check_ready, check_targets, checked, from_dict, load_config, read_yaml,
+    save_config, to_dict
 )
 from mmv_im2im.core import (
     ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
@@ -90,7 +91,8 @@ class Im2ImTrainer(pl.Trainer):
         last = self.run_folder / "checkpoints" / "last.ckpt" if self.run_folder else None
         every = kwargs.get("log_every_n_steps") or 10
         self.stop = StopOnSignal(last, every)
-        added = [self.stop, FiniteLoss(every)]
+        self.annealing, self.outcome = Annealing(), None
+        added = [self.stop, FiniteLoss(every), self.annealing]
         if channels_last: added.append(ChannelsLast())
         if compile: added.append(Compiled("inductor" if compile is True else compile))
         if ema is not None or swa is not None: added.append(Averaging(ema, swa or 0.0))
@@ -147,9 +149,37 @@ class _Checkpoint(ModelCheckpoint):
         "Leave the last batch to the epoch's end: in between, Lightning would repeat a batch."
         if not trainer.is_last_batch: super().on_train_batch_end(trainer, *args)
 
+# %% ../nbs/11_trainers.ipynb #abea2b76
+class _Best(_Checkpoint):
+    "Keeps the checkpoints with the best figures; those of a low learning rate before all others."
+    def __init__(self, annealing: Annealing, **kwargs):
+        super().__init__(**kwargs)
+        self.annealing, self.settled, self.seen = annealing, False, (-1, math.nan)
 
+    def on_validation_end(self, trainer, pl_module):
+        "Note the figure, and let the checkpoint compete."
+        if not trainer.sanity_checking and self.monitor in trainer.callback_metrics:
+            self.seen = trainer.global_step, float(trainer.callback_metrics[self.monitor])
+        if not self.settled and self.annealing.settled(trainer): self._begin()
+        super().on_validation_end(trainer, pl_module)
+
+    def _begin(self):
+        "The next figure counts, whatever was before; its checkpoint takes the worst one's place."
+        self.settled, worst = True, math.inf if self.mode == "min" else -math.inf
+        self.best_k_models = {k: torch.tensor(worst) for k in self.best_k_models}
+        self.kth_best_model_path = next(iter(self.best_k_models), "")
+        self.kth_value = self.best_k_models.get(self.kth_best_model_path)
+
+    def state_dict(self): return super().state_dict() | {"settled": self.settled}
+
+    def load_state_dict(self, state_dict):
+        self.settled = state_dict.get("settled", False)
+        super().load_state_dict(state_dict)
+
+# %% ../nbs/11_trainers.ipynb #91481e30
 def _checkpoints(
-    folder: Path, monitor: str, mode: str, every: Optional[int], top: int, epochs: Optional[int]
+    folder: Path, monitor: str, mode: str, annealing: Annealing, every: Optional[int], top: int,
+    epochs: Optional[int],
 ) -> list[ModelCheckpoint]:
     "best.ckpt, last.ckpt at each epoch's end, and what else is asked for."
     common = {
@@ -157,12 +187,12 @@ def _checkpoints(
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    best = {"monitor": monitor, "mode": mode} | common
+    best = {"annealing": annealing, "monitor": monitor, "mode": mode} | common
     out = [
-        _Checkpoint(filename="best", save_top_k=1, **best),
+        _Best(filename="best", save_top_k=1, **best),
         _Checkpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
     ]
-    if top > 1: out.append(_Checkpoint(filename="top_{epoch:04d}", save_top_k=top, **best))
+    if top > 1: out.append(_Best(filename="top_{epoch:04d}", save_top_k=top, **best))
     if epochs:
         at_end = {"every_n_epochs": epochs, "save_on_train_epoch_end": True, "save_top_k": -1}
         out.append(_Checkpoint(filename="epoch_{epoch:04d}", **at_end, **common))
@@ -184,6 +214,8 @@ def fit(self: Im2ImTrainer,
     "Train; `ConfigError` where `monitor` names a figure that is not logged."
     handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
     _watch_best(self, model)
+    data = next((d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)), None)
+    if data: _plan(self, data, model)
     if ckpt_path and self.metrics_csv:
         checkpoint = load_checkpoint(ckpt_path)
         self.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
@@ -192,6 +224,7 @@ def fit(self: Im2ImTrainer,
         super(Im2ImTrainer, self).fit(
             model, train_dataloaders, val_dataloaders, datamodule, resume
         )
+        self.outcome = _compare(self, model, data, val_dataloaders)
     except RunStopped:
         rank_zero_info(
             f"stopped by {self.stop.received.name} after step {self.global_step}"
@@ -215,9 +248,12 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
     ]
     watching = []
     if trainer.patience:
-        watching.append(EarlyStopping(monitor, mode=mode, patience=trainer.patience, verbose=True))
+        how = {"mode": mode, "patience": trainer.patience, "verbose": True}
+        watching.append(Patience(trainer.annealing, monitor, **how))
     if trainer.run_folder:
-        watching += _checkpoints(trainer.run_folder, monitor, mode, **trainer.kept)
+        watching += _checkpoints(
+            trainer.run_folder, monitor, mode, trainer.annealing, **trainer.kept
+        )
     trainer._watching, trainer.callbacks = watching, [*kept, *watching]
 
 
@@ -243,6 +279,95 @@ def _just_ended(checkpoint: dict) -> Optional[dict]:
     "The losses of an epoch whose end the checkpoint is; None within an epoch."
     kept = checkpoint.get("im2im", {})
     return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
+
+# %% ../nbs/11_trainers.ipynb #b5d1bed4
+def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
+    "Let the data module plan the validation, and take over how often."
+    data.setup()
+    limit = None if trainer.limit_train_batches == 1.0 else trainer.limit_train_batches
+    plan = data.plan_validation(limit, trainer.world_size, model.validation_cost)
+    if trainer.check_val_every_n_epoch != 1 or plan.every == 1: return
+    # a short run is validated ten times all the same
+    most = max(1, trainer.max_epochs // 10) if (trainer.max_epochs or 0) > 0 else plan.every
+    trainer.check_val_every_n_epoch = min(plan.every, most)
+
+# %% ../nbs/11_trainers.ipynb #f1ad6fbd
+def _compare(
+    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
+) -> Optional[dict]:
+    "Which checkpoint is the better one, and by what figures; None where there is nothing to compare."
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
+    last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
+    if trainer.interrupted or best is None or not last.is_file(): return None
+    step, figure = best.seen
+    known = {"best": best.best_model_score, "last": figure if step == trainer.global_step else None}
+    found = {k: None if v is None else float(v) for k, v in known.items()}
+    whole = data is None or data.val_patches or data.validation.whole
+    if not whole or found["last"] is None:
+        found, figures = _full_figures(trainer, model, data, loaders, best) or (found, {})
+        if figures and step != trainer.global_step: _log_end(trainer, figures)
+    return _outcome(found, best.monitor, best.mode)
+
+
+def _outcome(found: dict, monitor: str, mode: str) -> dict:
+    "The name of the better checkpoint, its figure, and that of both."
+    a, b = found["best"], found["last"]
+    worse = a is None or (b is not None and not math.isnan(b) and (
+        math.isnan(a) or (b > a if mode == "max" else b < a)
+    ))
+    name = "last" if worse else "best"
+    return {"checkpoint": name, "monitor": monitor, "best_score": found[name], "compared": found}
+
+# %% ../nbs/11_trainers.ipynb #3f868798
+def _full_figures(
+    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders,
+    best: _Best,
+) -> Optional[tuple[dict, dict]]:
+    "The monitored figure of both checkpoints on all held-out images, and all figures of the last."
+    if not best.monitor.startswith("val/") or trainer.limit_val_batches == 0: return None
+    if data is not None:
+        epochs = max(1, trainer.current_epoch)
+        full = data.final_validation(epochs, model.validation_cost)
+        loaders = data.val_dataloader() if data.val_patches else full
+    if loaders is None: return None
+    figures, steps = {}, {}
+    with _kept(trainer, model):
+        for name in ("last", "best"):
+            path = trainer.run_folder / "checkpoints" / f"{name}.ckpt"
+            if not path.is_file(): continue
+            saved = load_checkpoint(path)
+            steps[name] = saved["global_step"]
+            if steps[name] == steps["last"] and figures:
+                figures[name] = figures["last"]
+                continue
+            model.load_state_dict(saved["state_dict"])
+            figures[name] = trainer.validate(model, loaders, verbose=False)[0]
+    found = {k: figures.get(k, {}).get(best.monitor) for k in ("best", "last")}
+    return found, figures["last"]
+
+# %% ../nbs/11_trainers.ipynb #1e392e96
+@contextmanager
+def _kept(trainer: Im2ImTrainer, model: Im2ImModule):
+    "Validate with nothing beside it; afterwards all is as it was."
+    callbacks, loggers, figures = trainer.callbacks, trainer.loggers, dict(trainer.callback_metrics)
+    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    trainer.callbacks = [c for c in callbacks if isinstance(c, pl.callbacks.ProgressBar)]
+    trainer.loggers = []
+    try:
+        yield
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+        trainer.callback_metrics.update(figures)
+        model.load_state_dict(weights)
+
+
+def _log_end(trainer: Im2ImTrainer, figures: dict):
+    "Log the validation of a run that ended within an epoch, or between two validations."
+    rows = trainer.metrics_csv.rows
+    epoch, step = (rows[-1]["epoch"], rows[-1]["step"]) if rows else (0, trainer.global_step)
+    for logger in trainer.loggers:
+        logger.log_metrics(figures | {"epoch": epoch}, step=step)
+        logger.save()
 
 # %% ../nbs/11_trainers.ipynb #dd88aa75
 def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
@@ -374,7 +499,8 @@ class Run:
     @property
     def best(self) -> Path:
         "Checkpoint with the best validation metric."
-        return self.folder / "checkpoints" / "best.ckpt"
+        usual = self.folder / "checkpoints" / "best.ckpt"
+        return find_checkpoint(self.folder) if self.last.is_file() else usual
 
     @property
     def last(self) -> Path:
@@ -401,12 +527,11 @@ def prepare(
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
     "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
-    if cfg.data.path is None:
-        raise ConfigError(
-            "`data.path` is missing: name the folder with your images, `--data.path FOLDER`."
-        )
+    cfg = checked(cfg)
+    check_ready(cfg, "train")
     check_targets(cfg, trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
+    data.limit_train_batches = cfg.trainer.limit_train_batches
     try:
         data.setup()
     except DataError as e:
@@ -645,6 +770,7 @@ def train(
             environment(folder / "environment.json")
             _keep_remarks(folder, model.remarks)
         with _logged(folder) as log:
+            _plan(trainer, data, model)
             versions = (__version__, torch.__version__, pl.__version__)
             log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
             log.info("%s", data.summary)
@@ -714,14 +840,11 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float, again: bool) ->
         if again and received != signal.SIGINT and requeue():
             rank_zero_info("the job is in SLURM's queue again")
         return run
-    best = next(c for c in trainer.checkpoint_callbacks if c.monitor)
     if run.metrics: save_figure(run.plot(), folder / "curves.png")
-    score = None if best.best_model_score is None else float(best.best_model_score)
-    if score is None and run.last.is_file(): shutil.copy2(run.last, run.best)
-    result = {
+    _say_which(trainer.outcome)
+    outcome = trainer.outcome or {"monitor": None, "best_score": None}
+    result = outcome | {
         "finished": True,
-        "monitor": best.monitor,
-        "best_score": score,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
@@ -731,6 +854,18 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float, again: bool) ->
         tmp.write_text(json.dumps(result, indent=1))
     write_report(folder)
     return run
+
+# %% ../nbs/11_trainers.ipynb #223aad6a
+def _say_which(outcome: Optional[dict]):
+    "One sentence where the last checkpoint is the better one."
+    if outcome is None or outcome["checkpoint"] == "best": return
+    found = outcome["compared"]
+    before = "there is no other" if found["best"] is None else f"{found['best']:.4g} by best.ckpt"
+    rank_zero_info(
+        f"last.ckpt is taken for prediction: {outcome['monitor']} {found['last']:.4g} on all"
+        f" held-out images, {before}"
+        if found["last"] is not None else "last.ckpt is taken for prediction: nothing was validated"
+    )
 
 # %% ../nbs/11_trainers.ipynb #d35f774c
 @contextmanager

@@ -237,6 +237,7 @@ def test_a_2_gb_zarr_costs_nothing_to_open(tmp_path, opened):
     array = group.create("0", shape=(2, 32, 4096, 8192), chunks=(1, 8, 256, 256), dtype="u2", dimension_separator="/")
     array[1, 8:16, 256:512, 512:768] = 7
     group.attrs["multiscales"] = [dict(version="0.4", axes=[dict(name=a) for a in "czyx"], datasets=[dict(path="0")])]
+    group.attrs["missing_chunks"] = "fill_value"
     opened.clear()
     lazy = read_image(tmp_path / "a.zarr", lazy=True)
     assert lazy.chunksize == (1, 1, 8, 256, 256)

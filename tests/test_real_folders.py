@@ -2,14 +2,19 @@
 import os
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
+from skimage.measure import label
 from test_layouts import files
 
 from mmv_im2im.core import DataError
-from mmv_im2im.data_modules.images import list_images
+from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.layouts import find_samples, find_sources
+from mmv_im2im.data_modules.recipe import check_contents
 
 NFC = "z\u00e4hlung"
 NFD = unicodedata.normalize("NFD", NFC)
@@ -145,3 +150,144 @@ def test_no_sources(names, words, tmp_path):
     files(*names)(tmp_path)
     with pytest.raises(DataError) as error: find_sources(tmp_path)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+# ---- targets of many kinds
+
+
+def field(seed: int, n: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    "An image, and the mask of its five disks."
+    r = np.random.default_rng(seed)
+    y, x = np.mgrid[:n, :n]
+    mask = np.zeros((n, n), bool)
+    for cy, cx in r.integers(6, n - 6, (5, 2)): mask |= (y - cy) ** 2 + (x - cx) ** 2 < 30
+    return (mask * 200 + 50 + r.normal(0, 8, (n, n))).clip(0).astype(np.uint16), mask.astype(np.uint8)
+
+
+def tif(path: Path, x: np.ndarray, axes: str = ""):
+    how = {"imagej": True, "metadata": {"axes": axes}} if axes else {"photometric": "minisblack"}
+    tifffile.imwrite(path.with_suffix(".tif"), x, **how)
+
+
+def rgb(path: Path, x: np.ndarray): Image.fromarray(x).save(path.with_suffix(".png"))
+
+
+def jpeg(path: Path, x: np.ndarray): Image.fromarray(x).save(path.with_suffix(".jpg"), quality=75)
+
+
+def colors(m: np.ndarray, *channels: int) -> np.ndarray: return np.stack([m * np.uint8(c) for c in channels], -1)
+
+
+def soft(path: Path, m: np.ndarray):
+    rgb(path, np.asarray(Image.fromarray(m * 255).resize((32, 32)).resize((64, 64), Image.BILINEAR)))
+
+
+def stack(x: np.ndarray, n: int) -> np.ndarray: return np.stack([x] * n)
+
+
+def module(folder: Path, target, source=None, **arguments) -> Im2ImDataModule:
+    "Six pairs: `target(path, mask, i)` and perhaps `source(path, image, i)` write them."
+    for k in ("IM", "GT"): (folder / k).mkdir()
+    for i in range(6):
+        image, mask = field(i)
+        (source or (lambda p, x, i: tif(p, x)))(folder / "IM" / str(i), image, i)
+        target(folder / "GT" / str(i), mask, i)
+    usual = {"patch": (32, 32), "target_kind": "label", "patches_per_image": 1, "batch_size": 2}
+    return Im2ImDataModule(folder, **usual | arguments)
+
+
+RIGHT = {  # case: (writer of targets, writer of sources, arguments, words that are told or None)
+    "JPEG masks": (lambda p, m, i: jpeg(p, m * 255), None, {}, "are JPEG, which blurs masks"),
+    "JPEG in TIFF": (lambda p, m, i: tifffile.imwrite(p.with_suffix(".tif"), m * 255, compression="jpeg", photometric="minisblack"), None, {}, "are JPEG"),
+    "one mask of JPEG": (lambda p, m, i: jpeg(p, m * 255) if i == 3 else tif(p, m), None, {}, "3.jpg' are JPEG"),
+    "grey saved as color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255)), None, {"target_channels": [0]}, None),
+    "0/1 and 0/255": (lambda p, m, i: tif(p, m * np.uint8(255 if i == 2 else 1)), None, {}, "the label 255 stands in 1 of 6 targets"),
+    "0/1 and 0/255, binary": (lambda p, m, i: tif(p, m * np.uint8(255 if i == 2 else 1)), None, {"label_kind": "binary"}, None),
+    "0/255 in all": (lambda p, m, i: tif(p, m * 255), None, {}, None),
+    "255 beside classes": (lambda p, m, i: tif(p, m + (m == 0) * (np.arange(64) > 60) * np.uint8(255)), None, {}, "pixels to be ignored are those where a cost map is 0"),
+    "8 and 16 bits": (lambda p, m, i: tif(p, m.astype(np.uint16 if i % 2 else np.uint8)), None, {}, None),
+    "float 0.0 and 1.0": (lambda p, m, i: tif(p, m.astype(np.float32)), None, {}, None),
+    "bool": (lambda p, m, i: np.save(p.with_suffix(".npy"), m.astype(bool)), None, {}, None),
+    "one mask is empty": (lambda p, m, i: tif(p, m * np.uint8(i > 0)), None, {}, None),
+    "one source is blank": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, x * np.uint16(i > 0)), {}, "1 of 6 sources that were looked into are of a single value"),
+    "a plane drawn of a stack": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, stack(x, 9), "ZYX"), {"planes": [4]}, None),
+    "time points": (lambda p, m, i: tif(p, stack(m, 3), "TYX"), lambda p, x, i: tif(p, stack(x, 3), "TYX"), {"time_points": True}, None),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_targets_that_are_understood(case, tmp_path, caplog):
+    target, source, arguments, told = RIGHT[case]
+    data = module(tmp_path, target, source, **arguments)
+    data.setup()
+    assert [r.message for r in caplog.records] == [] if told is None else told in caplog.text
+    for item in data.items:
+        i = int(Path(item["GT"]).stem)
+        drawn = field(i)[1] > 0
+        if "255 beside" in case: drawn = drawn | (np.arange(64) > 60)
+        if "empty" in case: drawn = drawn & (i > 0)
+        assert np.array_equal(data.recipe.load(item)["GT"][0].numpy() > 0, drawn)
+
+
+def test_soft_edges_are_told(tmp_path, caplog):
+    module(tmp_path, lambda p, m, i: soft(p, m)).setup()
+    assert "have soft edges" in caplog.text and "every value above 0 is a label" in caplog.text
+
+
+HOPELESS = {  # case: (writer of targets, writer of sources, arguments, words)
+    "empty": (lambda p, m, i: tif(p, m * 0), None, {}, ["all 6 targets are empty", "GT/0.tif"]),
+    "all foreground": (lambda p, m, i: tif(p, m * 0 + 1), None, {}, ["all 6 targets are of a single value"]),
+    "targets of one value": (lambda p, m, i: tif(p, m * 0 + 7), None, {"target_kind": "image"}, ["all 6 targets are of a single value"]),
+    "sources of one value": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, x * 0), {}, ["all 6 sources are of a single value", "IM/0.tif"]),
+    "painted in color": (lambda p, m, i: rgb(p, colors(m, 255, 0, 30)), None, {}, ["GT/0.png' is a color image", "2 colors", "`data.target_channels: [0, 1, 2]`"]),
+    "color with alpha": (lambda p, m, i: rgb(p, np.dstack([colors(m, 255, 0, 30), m * 0 + 255])), None, {}, ["is a color image"]),
+    "one of six in color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255) if i == 4 else m), None, {}, ["GT/4.png' is a color image", "`data.target_channels: [0]`"]),
+    "JPEG of objects": (lambda p, m, i: jpeg(p, label(m).astype(np.uint8) * 40), None, {}, [".jpg' holds labels as JPEG", "PNG or TIFF"]),
+    "JPEG of 0 and 1, one of six": (lambda p, m, i: jpeg(p, m + m * (np.arange(64) > 20).astype(np.uint8)) if i == 2 else tif(p, m), None, {}, ["GT/2.jpg' holds labels as JPEG"]),
+    "half": (lambda p, m, i: tif(p, m * np.float32(0.5 if i == 1 else 1)), None, {}, ["GT/1.tif' should hold labels, whole numbers", "0.5"]),
+    "negative": (lambda p, m, i: tif(p, m.astype(np.int16) - (i == 5)), None, {}, ["GT/5.tif' should hold labels of at least 0"]),
+    "turned": (lambda p, m, i: tif(p, m[:, :40].T), lambda p, x, i: tif(p, x[:, :40]), {}, ["40 x 64", "64 x 40", "Y and X are exchanged"]),
+    "half the size": (lambda p, m, i: tif(p, m[::2, ::2]), None, {}, ["32 x 32 pixels", "resize one of them"]),
+    "other time points": (lambda p, m, i: tif(p, stack(m, 3), "TYX"), lambda p, x, i: tif(p, stack(x, 5), "TYX"), {"time_points": True}, ["GT/0.tif' has 3 time points but its source", "has 5"]),
+    "time in the target alone": (lambda p, m, i: tif(p, stack(m, 3), "TYX"), None, {"time_points": True}, ["has 3 time points but its source", "has 1"]),
+    "a plane for a stack": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, stack(x, 9), "ZYX"), {"patch": (4, 32, 32)}, ["target '", "is a single plane, but the model is 3D", "projected"]),
+    "planes differ": (lambda p, m, i: tif(p, stack(m, 7), "ZYX"), lambda p, x, i: tif(p, stack(x, 9), "ZYX"), {"patch": (4, 32, 32)}, ["7 x 64 x 64", "9 x 64 x 64"]),
+    "a link to nothing": (lambda p, m, i: p.with_suffix(".tif").symlink_to("gone.tif") if i == 3 else tif(p, m), None, {}, ["GT/3.tif", "a link to gone.tif, which is not there"]),
+    "zero bytes": (lambda p, m, i: p.with_suffix(".tif").touch() if i == 3 else tif(p, m), None, {}, ["GT/3.tif is empty (0 bytes)"]),
+}
+
+
+@pytest.mark.parametrize("case", HOPELESS)
+def test_targets_that_are_refused(case, tmp_path):
+    target, source, arguments, words = HOPELESS[case]
+    with pytest.raises(DataError) as error: module(tmp_path, target, source, **arguments).setup()
+    said = str(error.value)
+    assert all(word in said for word in words), said
+    assert "\n" not in said and len(said.replace(str(tmp_path), "")) < 500
+
+
+@pytest.mark.parametrize("values, dtype, told", [
+    ((np.uint8(200), np.uint16(40000)), "uint16", "uint16 in 5, uint8 in 1"),
+    ((np.uint16(900), np.float32(0.5)), "float32", "float32 in 5, uint16 in 1"),
+    ((np.int16(-5), np.uint16(40000)), "int32", "results are written as int32"),
+    ((np.uint8(200), np.uint8(100)), "uint8", None),
+    ((np.float32(1), np.float32(1000)), "float32", "of different scales"),
+])
+def test_images_of_several_kinds(values, dtype, told, tmp_path, caplog):
+    data = module(tmp_path, lambda p, m, i: tif(p, m * values[i > 0]), target_kind="image")
+    data.setup()
+    assert data.recipe.target_dtype == dtype
+    assert told in caplog.text if told else not caplog.records
+
+
+def test_looking_into_many_files_stays_cheap(tmp_path, monkeypatch):
+    "Of 60 pairs, or of pairs that are large, few are read."
+    m = module(tmp_path, lambda p, m, i: tif(p, m), cache="none")
+    items = [{k: tmp_path / k / f"{i % 6}.tif" for k in ("IM", "GT")} | {"time": i} for i in range(60)]
+    read = []
+    monkeypatch.setattr(m.recipe, "read", lambda key, path, time: read.append(key) or np.eye(64, dtype=np.uint8)[None])
+    monkeypatch.setattr(m.recipe, "header", lambda key, path, time: ((1, 64, 64), SimpleNamespace(dtype="uint8")))
+    assert check_contents(items, m.recipe) == [] and read.count("IM") == read.count("GT") == 16
+    monkeypatch.setattr(m.recipe, "header", lambda key, path, time: ((1, 20_000, 20_000), SimpleNamespace(dtype="uint8")))
+    read.clear()
+    assert check_contents(items, m.recipe) == [] and read.count("IM") == read.count("GT") == 2

@@ -283,14 +283,16 @@ def test_one_key_gives_the_same_result(key, dims, tmp_path):
     assert np.abs(p - q).max() < (0.1 if "precision" in key else 1e-3)
 
 
-def test_what_validation_and_pictures_may_cost(tmp_path):
-    "By default validation looks at a tenth of the pixels that an epoch trains on, at most, but at one image."
-    for n, shape, whole in ((20, (64, 64), False), (6, (256, 256), True)):
+def test_what_validation_may_cost(tmp_path):
+    "Every held-out image is looked at: whole, or in crops of no more than a tenth of the pixels that an epoch trains on."
+    for n, shape, per_image, whole in ((20, (64, 64), 16, False), (6, (256, 256), 1000, True)):
         folder = simulate_set(tmp_path / str(n), n, shape, source="nuclei", target="labels", n_cells=3)
-        _, _, data = prepare(configured(tmp_path / "run", folder, SEGMENT, data={"patches_per_image": 1, "val_fraction": 0.5}))
+        cfg = configured(tmp_path / "run", folder, SEGMENT, data={"patches_per_image": per_image, "val_fraction": 0.5})
+        _, _, data = prepare(cfg)
         trained = len(data.train_dataloader()) * 4 * 32 * 32
         shown = [b["IM"].numel() for b in data.val_dataloader()]
-        assert sum(shown) == 256 * 256 if whole else 0 < sum(shown) <= trained / 10 + 64 * 64
+        assert len(shown) == n // 2 and data.validation.every == 1
+        assert sum(shown) == n // 2 * 256 * 256 if whole else 0.8 * trained / 10 < sum(shown) <= trained / 10
 
 
 def test_preset_by_name_of_a_network():

@@ -283,7 +283,8 @@ class SampleStore:
 
 def _identity(item: dict) -> tuple:
     "What tells an item from the others of this run."
-    return tuple(str(item.get(k)) for k in ("IM", "GT", "CM", "region", "time", "held"))
+    keys = ("IM", "GT", "CM", "region", "crop", "time", "held")
+    return tuple(str(item.get(k)) for k in keys)
 
 
 def prepare_samples(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PatchDataset', 'UnpairedPatches', 'split_domains', 'join_domains', 'ImageDataset', 'Preparation', 'EpochBatches',
-           'PortionLoader', 'Im2ImDataModule']
+           'PortionLoader', 'Im2ImDataModule', 'crop_sizes', 'ValidationPlan']
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #c4dc4b2f
 import inspect
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -20,9 +21,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-from ..core import ConfigError, DataError, derive_seed
+from ..core import ConfigError, DataError, derive_seed, tell
 from mmv_im2im.data_modules.caching import (
     DiskCache,
     MemoryCache,
@@ -39,7 +40,7 @@ from mmv_im2im.data_modules.layouts import (
     split_files,
     split_regions,
 )
-from .recipe import Recipe, check_samples, sample_shapes
+from .recipe import Recipe, check_contents, check_samples, sample_shapes
 from mmv_im2im.data_modules.transforms import (
     LikeSource,
     Normalization,
@@ -164,9 +165,12 @@ class Preparation:
         return own | {"recipe": self.recipe.to_dict()}
 
     def __call__(self,
-        item: dict,  # Paths, and perhaps a `region`, a `time`, and pixels `held` back
+        # Paths, and perhaps a `region`, the size of a `crop` of its middle, a `time`, and pixels
+        # `held` back
+        item: dict,
     ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
         "Prepare a sample; `DataError` where a file is not as it must be."
+        if "crop" in item: item = item | {"region": self._middle(item)}
         sample, labels = self.recipe.load(item), self.recipe.labels
         if "held" in item: sample["CM"] = self._share(item, sample)
         if self.foreground:
@@ -176,6 +180,14 @@ class Preparation:
         if self.places is None: return sample
         points = sample_points(sample, self.places[0], labels, seed=self.places[1])
         return sample | {"points": torch.from_numpy(points)}
+
+    def _middle(self, item: dict) -> list[tuple[int, int]]:
+        "The region of the crop: the middle of the item's own, or of the image."
+        key = "IM" if "IM" in item else "GT"
+        shape = self.recipe.shape(key, item[key], item.get("time"))[1:]
+        around = item.get("region") or [(0, n) for n in shape]
+        sizes = [min(b - a, n) for (a, b), n in zip(around, item["crop"])]
+        return [(a + (b - a - n) // 2, a + (b - a + n) // 2) for (a, b), n in zip(around, sizes)]
 
     def _share(self, item: dict, sample: dict) -> torch.Tensor:
         "The cost map where pixels are held back: 0 for those of the other part."
@@ -321,7 +333,7 @@ class Im2ImDataModule(pl.LightningDataModule):
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
-        # Validate on whole images up to so many pixels; None = a tenth of those of an epoch
+        # Pixels validated per epoch, on average; None = a tenth of those that an epoch trains on
         val_pixels: Optional[int] = None,
         val_patches: bool = False,  # Validate on fixed patches instead
         cache: str = "memory",  # Keep prepared images: 'none', 'memory' or 'disk'
@@ -338,6 +350,9 @@ class Im2ImDataModule(pl.LightningDataModule):
         _keep(self, **{k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.in_channels: Optional[int] = None
         self.out_channels: Optional[int] = None
+        # What the trainer says: batches of an epoch at most, and processes
+        self.limit_train_batches: int | float | None = None
+        self.world = 1
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #97f66b3a
 _PLAIN = (
@@ -397,22 +412,19 @@ def setup(self: Im2ImDataModule,
     )
     self.items = _items(self)
     self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
+    for note in check_contents(self.items, self.recipe): tell(note)
     self.train_items, self.val_items, how = _split(self)
     _measure_dataset(self)
     self.recipe.target_dtype = None if self.recipe.labels else _dtype(self, "GT")
     if self.pairing == "unpaired": self.recipe.source_dtype = _dtype(self, "IM")
     self.store, self.val_store = _stores(self)
     self.per_image = self.patches_per_image or _enough_patches(self)
-    held_back = len(self.val_items)
-    budget, domains = _pixel_budget(self), [d for d in split_domains(self.val_items) if d]
-    self.val_items = [i for d in domains for i in _limit_pixels(self, d, budget)]
-    if len(self.val_items) < held_back: how += f" ({len(self.val_items)} an epoch)"
+    self.held_items = self.val_items
+    self.plan_validation(self.limit_train_batches)
     visited = _visited(self)
-    self.summary = (
-        f"{describe_samples(self.samples)}; {how}; {visited * self.per_image} patches"
-        f" {list(self.patch)} per epoch"
-    )
-    if self.portion: self.summary += f", from a portion of {visited} images"
+    self.found = f"{describe_samples(self.samples)}; {how}"
+    self.visits = f"{visited * self.per_image} patches {list(self.patch)} per epoch"
+    if self.portion: self.visits += f", from a portion of {visited} images"
     _prepare(self)
     self.out_channels = self.recipe.expected.get("GT", self.recipe.expected["IM"])
     self.in_channels = self.recipe.expected["IM"]
@@ -475,6 +487,7 @@ def _split_by_pixels(self: Im2ImDataModule) -> tuple[list[dict], list[dict]]:
 # %% ../../nbs/data_modules/06_data_module.ipynb #f8e5dfee
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     "Spatial size of an item; its header is read if it was not before."
+    if "crop" in item: return item["crop"]
     if item.get("region"): return tuple(b - a for a, b in item["region"])
     i = item["index"]
     if i not in self.shapes: self.shapes[i] = sample_shapes(item, self.recipe)
@@ -496,38 +509,93 @@ def _visited(self: Im2ImDataModule) -> int:
     return n if self.portion is None else max(1, round(self.portion * n))
 
 
-def _pixel_budget(self: Im2ImDataModule) -> int:
-    "Pixels to validate on: as asked for, or a tenth of an epoch's, but one image in any case."
-    if self.val_pixels is not None: return self.val_pixels
-    trained = _visited(self) * self.per_image * math.prod(self.patch)
-    return min(4_000_000, max(trained // 10, math.prod(_shape(self, self.val_items[0]))))
+def _trained(self: Im2ImDataModule) -> int:
+    "Pixels that an epoch trains on, in all processes."
+    patches, limit = _visited(self) * self.per_image, self.limit_train_batches
+    if isinstance(limit, float): patches = math.ceil(patches * limit)
+    elif limit is not None: patches = min(patches, limit * self.batch_size * self.world)
+    return max(1, patches) * math.prod(self.patch)
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #d3aa984c
+def crop_sizes(
+    sizes: Sequence[Sequence[int]],  # Of images, `(Y, X)` or `(Z, Y, X)`
+    patch: Sequence[int],  # Training patch, the least that is looked at; smaller images are whole
+    budget: float,  # Pixels in all
+) -> list[tuple[int, ...]]:  # The size of one crop of each image
+    "The largest multiple of the patch whose crops, one of each image, keep to the budget."
+    sizes, patch = np.asarray(sizes), np.asarray(patch)
+    crops = lambda scale: np.minimum(sizes, np.ceil(scale * patch)).astype(int)
+    fits = lambda scale: crops(scale).astype(float).prod(1).sum() <= budget
+    low, high = 1.0, max(1.0, (sizes / patch).max())
+    if fits(high): low = high
+    for _ in range(40 if fits(low) and low < high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return [tuple(c) for c in crops(low).tolist()]
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #c1f8d273
+@dataclass(frozen=True)
+class ValidationPlan:
+    "Which part of each held-out image is validated, and how often."
+    items: list  # A sample for each image; with a `crop` where it is larger than what is looked at
+    every: int  # Epochs from one validation to the next
+    whole: bool  # Whether nothing is cut
+
+    @property
+    def words(self) -> str:
+        "What there is to say; nothing where all images are whole and every epoch is validated."
+        crop = next((i["crop"] for i in self.items if "crop" in i), None)
+        cut = [] if crop is None else [f"crops of {' x '.join(map(str, crop))} pixels of each"]
+        often = [f"every {self.every} epochs"] if self.every > 1 else []
+        return f" ({', '.join(cut + often)})" if cut or often else ""
 
 
-def _limit_pixels(self: Im2ImDataModule, items: list[dict], budget: int) -> list[dict]:
-    "Items spread evenly while the budget lasts; the first, if too large, is cut to its middle."
-    out, typical = [], _shape(self, items[0])
-    n = max(1, budget // math.prod(typical))
-    if n < len(items): items = [items[round(i)] for i in np.linspace(0, len(items) - 1, n)]
-    for item in items:
-        known = item.get("region") or item["index"] in self.shapes
-        size = _shape(self, item) if known else typical  # reading all headers takes too long
-        if math.prod(size) > budget:
-            if out: break
-            item = item | {"region": _middle(item.get("region") or [(0, n) for n in size], budget)}
-        out.append(item)
-        budget -= math.prod(size)
-        if budget <= 0: break
-    return out
+def _plan(self: Im2ImDataModule, budget: float) -> ValidationPlan:
+    "One crop of each held-out image, within a budget of pixels for each domain."
+    items, every, whole = [], 1, True
+    for domain in (d for d in split_domains(self.held_items) if d):
+        typical = _shape(self, domain[0])  # reading all headers takes too long
+        known = lambda i: i.get("region") or i["index"] in self.shapes
+        sizes = [_shape(self, i) if known(i) else typical for i in domain]
+        crops = crop_sizes(sizes, self.patch, budget)
+        every = max(every, math.ceil(sum(map(math.prod, crops)) / budget))
+        for item, size, crop in zip(domain, sizes, crops):
+            if crop != tuple(size): item, whole = item | {"crop": crop}, False
+            items.append(item)
+    return ValidationPlan(items, every, whole)
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #aead4f2a
+@patch
+def plan_validation(self: Im2ImDataModule,
+    limit_train_batches: int | float | None = None,  # Batches of an epoch at most, or a part of it
+    world: int = 1,  # Processes
+    cost: float = 1.0,  # Predictions that a validation makes of each pixel
+) -> ValidationPlan:
+    "What is validated in an epoch of so many batches; `validation` keeps it."
+    self.limit_train_batches, self.world = limit_train_batches, world
+    self.validation = _plan(self, self.val_pixels or max(1, _trained(self) / 10 / cost))
+    self.val_items = self.validation.items
+    return self.validation
 
 
-def _middle(region: Sequence[tuple[int, int]], budget: int) -> tuple[tuple[int, int], ...]:
-    "The middle part of a region, with the same share of Y and X, that has at most `budget` pixels."
-    size = [b - a for a, b in region]
-    share = math.sqrt(budget / math.prod(size))
-    keep = [*size[:-2], *[max(1, int(n * share)) for n in size[-2:]]]
-    return tuple(
-        (a + (n - k) // 2, a + (n - k) // 2 + k) for (a, _), n, k in zip(region, size, keep)
-    )
+@patch(as_prop=True)
+def summary(self: Im2ImDataModule) -> str:
+    "What was found, how it is split, what is validated, and how many patches an epoch has."
+    return f"{self.found}{self.validation.words}; {self.visits}"
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #6aae6b66
+@patch
+def final_validation(self: Im2ImDataModule,
+    epochs: float,  # Epochs of the run
+    cost: float = 1.0,  # Predictions that a validation makes of each pixel
+) -> DataLoader:
+    "The held-out images one by one, in crops only where they are very many or very large."
+    self.setup()
+    plan = _plan(self, max(_FINAL * epochs * _trained(self) / cost, self.val_pixels or 0))
+    return self._images(plan.items, self.load)
+
+
+_FINAL = 0.2  # Of the pixels that a run trains on, those that its end looks at
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #a1f0ae4a
 _MEASURED = 32  # Images that statistics of a data set are measured on, spread evenly
@@ -551,10 +619,15 @@ def _measure_dataset(self: Im2ImDataModule):
 
 
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
-    "Number format of the first image of a kind, 'IM' or 'GT'; None where there is none."
-    item = next((i for i in self.train_items if key in i), None)
-    if item is None: return None
-    return image_info(item[key], axes=self.recipe.axes[key], scene=self.recipe.scene).dtype
+    "Number format that holds those of all files of a kind, 'IM' or 'GT'; None without files."
+    found = self.recipe.dtypes.get(key)
+    if not found: return None
+    dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
+    if len(found) > 1:
+        counts = ", ".join(f"{d} in {n}" for d, n in found.most_common())
+        noun = {"IM": "sources", "GT": "targets"}[key]
+        tell(f"{noun} have several number formats ({counts} files); results are written as {dtype}")
+    return dtype
 
 
 def _mean_stats(stats: list[dict]) -> dict:
@@ -623,14 +696,19 @@ def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
 
 @patch
 def val_dataloader(self: Im2ImDataModule) -> DataLoader:
-    "Whole images one by one, or batches of fixed patches."
+    "Whole images one by one, or batches of fixed patches; several processes share them out."
     self.setup()
     if self.val_patches:
         kind = UnpairedPatches if self.pairing == "unpaired" else PatchDataset
         data = kind(self.val_items, self.val_store, self.plain_patch, self.per_image, self.seed)
-        return DataLoader(data, batch_size=self.batch_size)
-    data = ImageDataset(self.val_items, self.val_store, self.recipe.labels)
-    return DataLoader(data, batch_size=1)
+        return _shared_out(data, self.batch_size, self.trainer)
+    return self._images(self.val_items, self.val_store)
+
+
+@patch
+def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> DataLoader:
+    "Whole images, or crops, one by one; each process has its share."
+    return _shared_out(ImageDataset(items, load, self.recipe.labels), 1, self.trainer)
 
 
 @patch
@@ -640,6 +718,28 @@ def _workers(self: Im2ImDataModule, world: int) -> int:
     slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
     if not torch.cuda.is_available() or slow_start: return 0
     return min(8, (os.cpu_count() or 1) // (2 * world))
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #f966b943
+class _EvenShares(Dataset):
+    "As many items for each process; the first come again where there are too few, not counted."
+    def __init__(self, data: Dataset, world: int):
+        self.data, self.n = data, math.ceil(len(data) / world) * world
+
+    def __len__(self): return self.n
+
+    def __getitem__(self, i: int) -> dict:
+        return self.data[i % len(self.data)] | {"counts": i < len(self.data)}
+
+
+def _shared_out(
+    data: Dataset, batch_size: int, trainer: Optional[pl.Trainer], rank: Optional[int] = None
+) -> DataLoader:
+    "A loader of the items of this process."
+    if trainer is None or trainer.world_size == 1: return DataLoader(data, batch_size=batch_size)
+    data = _EvenShares(data, trainer.world_size)
+    rank = trainer.global_rank if rank is None else rank
+    share = DistributedSampler(data, trainer.world_size, rank, shuffle=False)
+    return DataLoader(data, batch_size=batch_size, sampler=share)
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #b2180cc5
 @patch

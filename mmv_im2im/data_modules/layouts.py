@@ -19,7 +19,7 @@ from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
 import numpy as np
 
 from ..core import DataError, derive_seed, did_you_mean, nearest, tell
-from .images import image_stem, is_image, list_images, no_images
+from .images import image_keys, image_stem, is_image, list_images, no_images
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #15d144e6
 _NAMES = ("suffix", "folders", "csv", "split")  # layouts 1 to 4
@@ -355,9 +355,10 @@ def _check_images(path: Path, rows: list[tuple[int, dict]]):
 def _check_once(path: Path, rows: list[tuple[int, dict]]):
     "No image begins two samples: one would train and the other validate."
     first, twice = {}, []
-    for n, sample in rows:
-        key = "IM" if "IM" in sample else "GT"
-        same = first.setdefault((key, os.path.normpath(sample[key])), n)
+    begin = ["IM" if "IM" in sample else "GT" for _, sample in rows]
+    images = image_keys([sample[key] for key, (_, sample) in zip(begin, rows)])
+    for key, image, (n, sample) in zip(begin, images, rows):
+        same = first.setdefault((key, os.path.normpath(image)), n)
         if same != n: twice.append(f"row {n} (the {_NOUNS[key]} of row {same})")
     if twice:
         raise DataError(f"{path}: each source, and each unpaired target, may be named once; "
@@ -534,6 +535,29 @@ def _set(source: str, target: str) -> str:
     return (f"If they are sources and targets, set `data.source: {source}` and `data.target: "
             f"{target}`.")
 
+# %% ../../nbs/data_modules/01_layouts.ipynb #cb0b2ef6
+def _join_members(where: Path, found: _Found):
+    "Leave one name for the files of one image; `DataError` where they have partners of their own."
+    every = {key: dict(files) for key, files in found.files.items()}
+    image = {k: dict(zip(files, image_keys(list(files.values())))) for k, files in every.items()}
+    for key, files in every.items():
+        groups: dict[Path, list] = {}
+        for name in sorted(files): groups.setdefault(image[key][name], []).append(name)
+        for names in groups.values():
+            if len(names) < 2: continue
+            partners = [n for n in names if any(n in every[k] for k in every if k != key)]
+            _check_one_partner(where, key, partners, image)
+            for n in names:
+                if n != (partners or names)[0]: del found.files[key][n]
+
+
+def _check_one_partner(where: Path, key: str, names: list[str], image: dict[str, dict]):
+    "`DataError` where an image in several files has more than one partner of a kind."
+    for k in image:
+        if k == key or len({image[k][n] for n in names if n in image[k]}) < 2: continue
+        raise DataError(f"{where}: {_some(names)} are files of one {_NOUNS[key]} image, which is "
+                        f"one sample, but each has a {_NOUNS[k]} of its own; keep one of these.")
+
 # %% ../../nbs/data_modules/01_layouts.ipynb #03bdb421
 class Samples(list):
     "A dict of paths for each sample, in a list that knows its layout."
@@ -557,6 +581,7 @@ def _find_one(path: Path, layout: str, names: dict[str, str], pairing: str, nest
     _tell_aside(path, layout, names, found)
     if pairing == "paired":
         for note in filter(None, [_align(found, k) for k in ("GT", "CM")]): tell(f"{path}: {note}")
+    _join_members(path, found)
     return [sample for _, sample in _pair(path, found, pairing)]
 
 
@@ -635,6 +660,8 @@ def find_sources(
     folder = inner if inner.is_dir() else path
     found = list(_stems(list_images(folder, nested), folder))
     if not found: raise DataError(_nothing_to_predict(folder, nested))
+    keys = image_keys([p for _, p in found])  # files of one image are predicted once
+    found = [f for f, key in zip(found, keys) if f[1] == key]
     names = dict(IM=source, GT=target, CM=costmap)
     found = _without_targets(found, _endings(names), bool(_suffix(source)))
     return [(p, name) for name, p in _by_result(found, folder)]

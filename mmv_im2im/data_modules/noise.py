@@ -15,8 +15,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from .data_module import Im2ImDataModule
 
-# %% ../../nbs/data_modules/08_noise.ipynb #7fdf459d
-_TILE, _DEPTH, _LAGS = 32, 8, 8  # Pixels of a tile in Y and X, and in Z; how far correlation is followed
+# %% ../../nbs/data_modules/08_noise.ipynb #f83167c8
+# Pixels of a tile in Y and X, and in Z; how far correlation is followed
+_TILE, _DEPTH, _LAGS = 32, 8, 8
 
 
 def _tiles(x: np.ndarray) -> np.ndarray:
@@ -34,7 +35,8 @@ def _flatten(tiles: np.ndarray) -> np.ndarray:
     for axis in axes:
         n = tiles.shape[axis]
         if n < 3: continue
-        ramp = np.expand_dims(np.arange(n) - (n - 1) / 2, [i for i in range(tiles.ndim) if i != axis])
+        others = [i for i in range(tiles.ndim) if i != axis]
+        ramp = np.expand_dims(np.arange(n) - (n - 1) / 2, others)
         squares = (ramp ** 2).sum() * tiles[0].size / n
         out = out - ramp * ((out * ramp).sum(axes, keepdims=True) / squares)
     return out
@@ -176,11 +178,12 @@ class Noise:
 _FAINT = 0.015  # Part of the range below which noise is no trouble
 _CORRELATED = 0.1  # Correlation from which on it is
 
-# %% ../../nbs/data_modules/08_noise.ipynb #6a79b006
+# %% ../../nbs/data_modules/08_noise.ipynb #f6570f2b
 @patch
 def __str__(self: Noise) -> str:
     runs, said = self.reach, []
-    if self.level: said.append(f"noise of about {self.level:.3g}, {_percent(self.relative)} of the range")
+    if self.level:
+        said.append(f"noise of about {self.level:.3g}, {_percent(self.relative)} of the range")
     for axis, far in runs.items():
         if axis in self.lines: said.append(f"whole lines along {axis} have an offset")
         else:

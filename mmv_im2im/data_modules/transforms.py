@@ -266,22 +266,33 @@ def pool(
     images: Iterable[np.ndarray],  # Images `(C, [Z,] Y, X)`, read one after the other
 ) -> dict:  # As `norm.stats` gives them for one image
     "Statistics of several images together."
-    held, size, most = [], 0, 1_000_000
+    held, step = [], 1
     for x in images:
-        groups = [norm.summary(g, most) for g in norm._groups(x)]
-        if held and len(groups) != len(held[0]):
+        found = norm._groups(x)
+        if held and len(found) != len(held[0]):
             raise DataError(
-                f"images that are measured together need the same channels; one has {len(groups)},"
+                f"images that are measured together need the same channels; one has {len(found)},"
                 f" those before it {len(held[0])}."
             )
-        held.append(groups)
-        size += sum(g.size for g in groups)
-        while size > 16_000_000:
-            most //= 2
-            held = [[g[::_step(len(g), most)].copy() for g in groups] for groups in held]
-            size = sum(g.size for groups in held for g in groups)
+        # every so-manieth value, of all images alike: each counts by its size
+        largest = max(g.size for g in found)
+        while largest > step * _MOST_VALUES: held, step = _thinner(held), 3 * step
+        held.append([norm.summary(g, -(-g.size // step)) for g in found])
+        while _n_values(held) > 4 * _MOST_VALUES: held, step = _thinner(held), 3 * step
     if not held: raise DataError("no image to measure; give at least one.")
     return norm._as_stats([norm.combine(g) for g in zip(*held)])
+
+
+_MOST_VALUES = 4_000_000  # Of an image
+
+
+def _n_values(held: list[list[np.ndarray]]) -> int: return sum(g.size for gs in held for g in gs)
+
+
+def _thinner(held: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    "A third of the values; summaries of a few numbers as they are."
+    return [[g if len(g) <= 3 else g[::3].copy() for g in groups] for groups in held]
+
 
 # %% ../../nbs/data_modules/03_transforms.ipynb #211368fc
 class Macenko(Normalization):

@@ -6,10 +6,13 @@
 __all__ = ['guess_axes', 'Predictor', 'Outcome', 'mean_row']
 
 # %% ../../nbs/inference/01_predictor.ipynb #0208aadd
+import inspect
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import index as as_index
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import dask
 import dask.array as da
@@ -20,26 +23,27 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoints import find_checkpoint, load_checkpoint
-from ..core import ConfigError, DataError, Im2ImError, find_class
+from ..config import preset_names
+from ..core import ConfigError, DataError, Im2ImError, did_you_mean, find_class
 from mmv_im2im.data_modules.images import (
     check_finite,
     image_info,
-    list_images,
+    image_stem,
     read_image,
     write_image,
 )
 from ..data_modules.layouts import find_samples, find_sources
-from ..data_modules.recipe import Recipe, check_samples
+from ..data_modules.recipe import Recipe, sample_shapes
 from ..data_modules.transforms import resample
 from ..distances import DISTANCES, set_metrics
 from .comparison import compare_denoisers
 from ..metrics import METRICS, check_metrics
-from ..models.base import hide_ignored, metric_names, split_metrics
-from ..postprocess import Postprocess, as_postprocess, postprocess, to_dtype
+from ..models.base import Im2ImModule, hide_ignored, metric_names, split_metrics
+from ..postprocess import AsType, Postprocess, as_postprocess, postprocess, to_dtype
 
 
 # %% ../../nbs/inference/01_predictor.ipynb #bcc32687
-def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequence[str]):
+def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
     "Module, recipe and patch out of a checkpoint."
     kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
     if kept is None:
@@ -48,21 +52,19 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
             " library. Name a checkpoint of a run."
         )
     recipe = Recipe(**data["recipe"], trust=trust) if data else None
-    if kept["config"]:
+    if net is not None: module = _by_hand(kept, net, trust)
+    elif kept["config"]:
         config = kept["config"]
         cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
         channels = data["in_channels"], data["out_channels"]
         module, _ = cls.from_config(
             config["model"], *channels, recipe.spatial_dims, config["seed"], trust
         )
-    elif net is None:
+    else:
         raise ConfigError(
             f"'{path}' was trained from a network made by hand, so it holds weights only; give the"
             " network: Predictor(checkpoint, net=net)."
         )
-    else:
-        cls = find_class(kept["framework"], "framework", "framework", trust)
-        module = cls(*(net if isinstance(net, (list, tuple)) else [net]), **kept["settings"])
     try:
         module.load_state_dict(_for_inference(checkpoint["state_dict"], module))
     except RuntimeError as e:
@@ -74,53 +76,156 @@ def _restore(checkpoint: dict, path: Path, net: Optional[nn.Module], trust: Sequ
     module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
     return module.eval(), recipe
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #af4e9720
 def _for_inference(state: dict, module: nn.Module) -> dict:
-    "Weights without those of discriminators, which a module made for prediction does not have."
-    own = module.state_dict()
-    return {k: v for k, v in state.items() if k in own or not k.startswith("discriminator")}
+    "Weights by their names in `module`, without those of discriminators that it does not have."
+    # a network that was compiled, or wrapped to run in parallel, has the same weights
+    bare = lambda k: k.replace("_orig_mod.", "").replace(".module.", ".")
+    own = {bare(k): k for k in module.state_dict()}
+    found = {own.get(bare(k), k): v for k, v in state.items()}
+    return {k: v for k, v in found.items() if bare(k) in own or not k.startswith("discriminator")}
+
+# %% ../../nbs/inference/01_predictor.ipynb #c0d8db64
+def _by_hand(kept: dict, net: Any, trust: Sequence[str]) -> Im2ImModule:
+    "A framework around networks made by hand, or a framework that was made by hand itself."
+    if isinstance(net, Im2ImModule): return net
+    nets = net if isinstance(net, (list, tuple)) else [net]
+    for n in nets:
+        if isinstance(n, nn.Module): continue
+        what = f"the class {n.__name__}" if isinstance(n, type) else f"a {type(n).__name__}"
+        raise ConfigError(f"`net` must be a network, an object of torch.nn.Module; got {what}.")
+    cls = find_class(kept["framework"], "framework", "framework", trust)
+    params = inspect.signature(cls).parameters
+    open_end = any(p.kind == p.VAR_KEYWORD for p in params.values())
+    taken = {k: v for k, v in kept["settings"].items() if k in params or open_end}
+    try:
+        module = cls(*nets, **taken)
+    except TypeError as e:
+        raise ConfigError(
+            f"{cls.__name__} cannot be made of its network alone ({e}); give the whole model, made"
+            f" as for training: Predictor(checkpoint, net={cls.__name__}(...))."
+        ) from None
+    for k in kept["settings"].keys() - taken.keys(): setattr(module, k, kept["settings"][k])
+    return module
 
 # %% ../../nbs/inference/01_predictor.ipynb #3fc72ea5
 def guess_axes(
     shape: Sequence[int],  # Shape of an array
     dims: int,  # Spatial dimensions of the model, 2 or 3
     channels: int,  # Channels that the model takes
-) -> str:  # Such as 'YX', 'CYX', 'TCZYX'
+) -> str:  # Such as 'YX', 'CYX', 'YXC', 'TCZYX'
     "Axes of an array, from its shape and the model; `DataError` where they cannot be told."
-    spatial, n = "ZYX"[-dims:], len(shape)
-    if n == dims and channels == 1: return spatial
-    if n == dims + 1:
-        if shape[0] == channels: return "C" + spatial
-        if shape[-1] == channels > 1: return spatial + "C"
-        if channels == 1: return "T" + spatial
-    if n == dims + 2 and shape[1] == channels: return "TC" + spatial
-    if n == 5: return "TCZYX"
-    example = "C" * (channels > 1) + spatial
+    shape, spatial = tuple(shape), "ZYX"[-dims:]
+    if len(shape) == 5: return "TCZYX"
+    forms = (spatial, "C" + spatial, spatial + "C", "T" + spatial, "TC" + spatial, f"T{spatial}C")
+    fits = [f for f in forms if len(f) == len(shape) and _fits(dict(zip(f, shape)), channels)]
+    # three or four pixels are hardly the width of an image, but often colours
+    colours = len(shape) > 2 and shape[-1] in (1, 3, 4)
+    at_end = [f for f in fits if f.endswith("C")]
+    if fits and not (colours and not at_end):
+        # an axis of length 1 may be called anything
+        if not at_end or len(at_end) == len(fits) or channels == 1: return (at_end or fits)[0]
+    why = f"does not fit a {dims}D model of {channels} channel(s)"
+    if fits: why = f"may be read as {' or as '.join(fits)}" + " or have colours last" * colours
+    example = ("C" if channels > 1 else "T" if len(shape) > dims else "") + spatial
     raise DataError(
-        f"an array of shape {tuple(shape)} does not fit a {dims}D model of {channels} channel(s);"
-        f" name its axes, for example `axes='{example}'`."
+        f"an array of shape {shape} {why}; name its axes, for example `axes='{example}'` (T for"
+        " images that belong to no stack, such as time points)."
     )
+
+
+def _fits(sizes: dict[str, int], channels: int) -> bool:
+    "Whether a model of so many channels can take axes of these lengths."
+    return sizes.get("C", 1) == channels and sizes.get("T", 1) == 1
 
 # %% ../../nbs/inference/01_predictor.ipynb #aa91c713
 def _to_tczyx(x: Any, axes: str) -> Any:
     "Reorder and extend an array, lazy or not, to T, C, Z, Y, X."
-    if len(axes) != x.ndim or len(set(axes)) != len(axes) or set(axes) - set("TCZYX"):
+    right = isinstance(axes, str) and {"Y", "X"} <= set(axes) <= set("TCZYX")
+    if not right or len(axes) != x.ndim or len(set(axes)) != len(axes):
         raise DataError(
-            f"`axes` must name each of the {x.ndim} axes once, out of T, C, Z, Y, X; got '{axes}'."
+            f"`axes` must name each of the {x.ndim} axes of the shape {tuple(x.shape)} once, out of"
+            f" T, C, Z, Y, X, with Y and X among them; got {axes!r}."
         )
     order = [axes.index(a) for a in "TCZYX" if a in axes]
     x = x.transpose(order)
     return x[tuple(slice(None) if a in axes else None for a in "TCZYX")]
 
+# %% ../../nbs/inference/01_predictor.ipynb #52749c49
+def _checkpoint_of(given: Any) -> Path:
+    "The path of a checkpoint, or of a run's folder; `ConfigError` for what is neither."
+    where = getattr(given, "folder", given)  # of a run
+    if isinstance(where, (str, os.PathLike)) and str(where):
+        path = Path(os.path.expandvars(where)).expanduser()
+        if str(where) not in preset_names() or path.exists(): return path
+        raise ConfigError(
+            f"'{where}' is a preset, which has no weights; train it, and give the run:"
+            f" Predictor(train(preset('{where}', ...)))."
+        )
+    what = f"a {type(given).__name__}" if given is not None else "None"
+    model = isinstance(given, nn.Module)
+    raise ConfigError(
+        f"a predictor needs a .ckpt file, a run or a run's folder; got {what}" + (
+            ". Save its weights with `trainer.save_checkpoint(path)` and give the path, and the"
+            " network, `Predictor(path, net=net)`." if model else "."
+        )
+    )
+
+# %% ../../nbs/inference/01_predictor.ipynb #76d89d95
+def _tile_of(given: Any, dims: int) -> Optional[tuple[int, ...]]:
+    "A tile as whole numbers, one for each spatial axis; one number stands for all."
+    if given is None: return None
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
+    try:
+        sizes = tuple(as_index(n) for n in (given if several else [given] * dims))
+    except TypeError:
+        sizes = ()
+    if isinstance(given, bool) or not sizes or min(sizes) < 1:
+        raise ConfigError(
+            "`predict.tile` must be whole numbers of at least 1, one for each spatial axis, or one"
+            f" number for all; got {given!r}."
+        )
+    if len(sizes) != dims:
+        raise ConfigError(
+            f"`predict.tile` {list(sizes)} has {len(sizes)} sizes but the model is {dims}D; give"
+            f" {dims}."
+        )
+    return sizes
+
+# %% ../../nbs/inference/01_predictor.ipynb #3371ac9e
+def _check_options(overlap: Any, blend: Any, batch_size: Any, tta: Any):
+    "`ConfigError` for a setting of the tiles that makes no sense."
+    number = lambda x: isinstance(x, (int, float, np.number)) and not isinstance(x, bool)
+    if not number(overlap) or not 0 <= overlap < 1:
+        raise ConfigError(
+            f"`predict.overlap` must be a number of at least 0 and below 1; got {overlap!r}."
+        )
+    if blend not in _BLENDS:
+        raise ConfigError(
+            f"`predict.blend`: there is no {blend!r}; {did_you_mean(str(blend), _BLENDS)}"
+        )
+    if not number(batch_size) or batch_size != int(batch_size) or batch_size < 1:
+        raise ConfigError(
+            f"`predict.batch_size` must be a whole number of at least 1; got {batch_size!r}."
+        )
+    if tta not in (None, True, False):
+        raise ConfigError(f"`predict.tta` must be true or false, or left out; got {tta!r}.")
+
+
+_BLENDS = ("gaussian", "exact", "none")
+
 # %% ../../nbs/inference/01_predictor.ipynb #7a5358e5
 class Predictor:
     "A trained model, ready for images: `Predictor(checkpoint)(image)`."
     def __init__(self,
-        checkpoint: str | Path,  # A .ckpt file, or a run folder, whose best checkpoint is taken
-        # The network, or both of a framework of two ways, for a checkpoint of a model made by hand
+        # A .ckpt file, or a run or its folder, whose best checkpoint is taken
+        checkpoint: str | Path | Any,
+        # For a checkpoint of a model made by hand: its network, both of a framework of two ways, or
+        # the model itself, which takes over the weights
         net: nn.Module | Sequence[nn.Module] | None = None,
-        # Tile in pixels, `(Y, X)` or `(Z, Y, X)`; None = chosen from the training patch
-        tile: Optional[Sequence[int]] = None,
+        # Tile in pixels, `(Y, X)` or `(Z, Y, X)`, or one number for all; None = chosen from the
+        # training patch
+        tile: Optional[int | Sequence[int]] = None,
         overlap: float = 0.25,  # Overlap of tiles as a fraction, for Gaussian blending
         # 'gaussian', 'exact' (equals the whole image) or 'none' (the whole image at once)
         blend: str = "gaussian",
@@ -133,23 +238,22 @@ class Predictor:
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
         # Number format of intensities, such as 'uint8' or 'float32'; None = that of the targets
         dtype: Optional[str] = None,
-        device: str = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
+        device: str | torch.device = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
         trust: Sequence[str] = (),  # Packages whose other callables may be used, too
     ):
-        self.path = find_checkpoint(checkpoint)
+        trust = [trust] if isinstance(trust, str) else trust
+        _check_options(overlap, blend, batch_size, tta)
+        self.path = find_checkpoint(_checkpoint_of(checkpoint))
         checkpoint = load_checkpoint(self.path)
         self.module, self.recipe = _restore(checkpoint, self.path, net, trust)
         kept = checkpoint.get("Im2ImDataModule") or {}
         self.known_channels, self.direction = kept.get("in_channels"), direction
         if direction != "A2B": self._turn(kept)
-        if tile is not None and len(tile) != self.dims:
-            raise ConfigError(
-                f"`predict.tile` {list(tile)} has {len(tile)} sizes but the model is {self.dims}D;"
-                f" give {self.dims}."
-            )
-        self.tile, self.overlap, self.blend, self.batch_size = tile, overlap, blend, batch_size
+        self.tile, self.overlap, self.blend = _tile_of(tile, self.dims), overlap, blend
+        self.batch_size = int(batch_size)
         configured = (self.module.config or {}).get("predict", {})
         self.tta = bool(configured.get("tta") if tta is None else tta)
+        if dtype is not None: dtype = AsType(dtype).dtype
         self.dtype = dtype or (self.recipe.target_dtype if self.recipe else None)
         if postprocess is None and direction == "A2B": postprocess = configured.get("postprocess")
         self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
@@ -178,7 +282,8 @@ def _turn(self: Predictor, data: dict):
 # %% ../../nbs/inference/01_predictor.ipynb #e39b5b18
 @patch
 def __call__(self: Predictor,
-    image: Any,  # File, NumPy or dask array, or tensor: 2D to 5D, any size
+    # File, NumPy, dask or xarray array, or tensor: 2D to 5D, any size; or a list of such
+    image: Any,
     # Its axes, such as 'CYX'; None = as the file says, or as `guess_axes` tells
     axes: Optional[str] = None,
     # Segmentation: probabilities instead of a mask or class numbers
@@ -188,20 +293,44 @@ def __call__(self: Predictor,
     pixel_size: Optional[Sequence[float]] = None,
     # Also give the standard deviation of the predictions that the model averages, as Self2Self does
     uncertainty: bool = False,
-) -> Any:  # Kind of the input; its axes in the order TCZYX, a lone channel only among all five
+    # Kind of the input (a list of results for a list, NumPy for other kinds); its axes in the
+    # order TCZYX, a lone channel only among all five
+) -> Any:
     "Predict an image; with `uncertainty` two of them; `DataError` where it does not fit the model."
     how = {"probabilities": probabilities, "progress": progress, "spread": uncertainty}
-    if isinstance(image, (str, Path)):
-        return self._predict_file(image, axes, **how)
-    if isinstance(image, torch.Tensor):
-        array = image.detach().cpu().numpy()
-        out = self(array, axes, probabilities, progress, pixel_size, uncertainty)
-        return tuple(map(torch.from_numpy, out)) if uncertainty else torch.from_numpy(out)
-    axes = axes or guess_axes(image.shape, self.dims, self.in_channels)
-    x = _to_tczyx(image, axes)
+    if isinstance(image, (list, tuple)) and not _is_numbers(image):
+        return self._predict_list(image, axes, probabilities, progress, pixel_size, uncertainty)
+    if isinstance(image, (str, os.PathLike)):
+        return self._predict_file(image, axes, pixel_size, **how)
+    x, named, back = _as_array(image)
+    axes = axes or named or self._trained_axes(x.shape)
+    axes = axes or guess_axes(x.shape, self.dims, self.in_channels)
+    x = self._choose(_to_tczyx(x, axes))
+    if pixel_size is None and self._asks_for_voxels():
+        raise DataError(
+            "the model resamples its images to isotropic voxels, so an array needs"
+            " `pixel_size=(Z, Y, X)` in micrometres, or give the path of a file."
+        )
     out = self._predict_times(x, "the image", pixel_size=pixel_size, **how)
-    wanted = lambda y: y if len(axes) == 5 else _like(y, axes + "C")
+    wanted = lambda y: back(y if len(axes) == 5 else _like(y, axes + "C"))
     return tuple(map(wanted, self._halves(out))) if uncertainty else wanted(out)
+
+# %% ../../nbs/inference/01_predictor.ipynb #89c3588d
+@patch
+def _predict_list(self: Predictor, images: Sequence, *options) -> list:
+    "Predict each of several images."
+    if not images:
+        raise DataError("a list of images must hold at least one; got an empty one.")
+    out = []
+    for i, image in enumerate(images):
+        try:
+            out.append(self(image, *options))
+        except Im2ImError as e:
+            raise type(e)(
+                f"image {i} of the list, counted from 0: {e} (`predict_folder` takes a list of"
+                " files, too, and goes on where one is bad)"
+            ) from None
+    return out
 
 
 @patch
@@ -210,8 +339,103 @@ def _halves(self: Predictor, out: Any) -> tuple[Any, Any]:
     n = out.shape[1] // 2
     return out[:, :n].astype(self.dtype or out.dtype), out[:, n:]
 
+# %% ../../nbs/inference/01_predictor.ipynb #9e315bb2
+def _is_numbers(x: Any) -> bool:
+    "Whether a list is an image written out in numbers."
+    while isinstance(x, (list, tuple)) and x: x = x[0]
+    return isinstance(x, (int, float, complex, np.number, np.bool_))
+
+
+def _as_array(image: Any) -> tuple[Any, Optional[str], Callable]:
+    "An image as NumPy or dask array, the axes that it names itself, and the way back to its kind."
+    axes, back = None, lambda y: y
+    if isinstance(image, torch.Tensor):
+        image, back = _from_tensor(image), torch.from_numpy
+    elif hasattr(image, "dims") and hasattr(image, "data"):  # of xarray
+        letters = [str(d).upper() for d in image.dims]
+        axes = "".join(letters) if set(letters) <= set("TCZYX") else None
+        image = image.data
+    if not isinstance(image, da.Array): image = _from_other(image)
+    if any(n != n for n in image.shape):  # nan
+        raise DataError(
+            "a dask array must know its shape; call `compute_chunk_sizes()` on it first."
+        )
+    if image.dtype.kind not in "biuf":
+        raise DataError(
+            f"an image must hold whole or decimal numbers; got an array of {image.dtype}; take its"
+            " real part, its magnitude, or what it means as numbers."
+        )
+    if image.dtype == bool: image = image.astype(np.uint8)
+    return image, axes, back
+
+# %% ../../nbs/inference/01_predictor.ipynb #f45ff28f
+def _from_tensor(x: torch.Tensor) -> np.ndarray:
+    "The numbers of a tensor of any layout, on any device."
+    x = x.detach().to("cpu")
+    if x.layout != torch.strided: x = x.to_dense()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def _from_other(image: Any) -> np.ndarray:
+    "A NumPy array of what can become one; `DataError` for what is no image."
+    mode = getattr(image, "mode", None) if hasattr(image, "getbands") else None  # of Pillow
+    if mode in _NO_PIXELS:
+        raise DataError(
+            f"an image of Pillow in mode {mode!r} holds no intensities; convert it, for example"
+            " `image.convert('L')` or `image.convert('RGB')`."
+        )
+    if not hasattr(image, "__array__") and not hasattr(image, "__array_interface__"):
+        if not isinstance(image, (list, tuple)):
+            what = f"an object of type {type(image).__name__}" if image is not None else "None"
+            raise DataError(
+                "an image is the path of a file, an array (NumPy, dask, xarray, torch), or a list"
+                f" of such; got {what}."
+            )
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise DataError(
+            f"an object of type {type(image).__name__} cannot become an array ({e}); give a"
+            " NumPy array."
+        ) from None
+    if np.ma.isMaskedArray(image) and np.ma.getmaskarray(image).any():
+        raise DataError(
+            "an image with masked pixels has no values there; fill them first, `image.filled(0)`."
+        )
+    return array
+
+
+_NO_PIXELS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La")
+
+# %% ../../nbs/inference/01_predictor.ipynb #5a8907f0
+@patch
+def _trained_axes(self: Predictor, shape: Sequence[int]) -> Optional[str]:
+    "The axes that training was told, if an array of this shape can have them."
+    axes = (self.recipe.axes["IM"] if self.recipe else None) or ""
+    if "C" not in axes: axes = axes.replace("S", "C")
+    if len(axes) != len(shape) or set(axes) - set("TCZYX"): return None
+    n, most = dict(zip(axes, shape)).get("C", 1), max(self.recipe.channels["IM"] or [0])
+    return axes if n == self.in_channels or n > most > 0 else None
+
+
+@patch
+def _choose(self: Predictor, x: Any) -> Any:
+    "Of an array T, C, Z, Y, X that has more of them: the channels and the plane of training."
+    if self.recipe is None: return x
+    channels, planes = self.recipe.channels["IM"], self.recipe.planes
+    if channels and x.shape[1] != self.in_channels and x.shape[1] > max(channels):
+        x = x[:, list(channels)]
+    if self.dims == 2 and planes and 1 < x.shape[2] > max(planes): x = x[:, :, list(planes)]
+    return x
+
+
+@patch
+def _asks_for_voxels(self: Predictor) -> bool:
+    "Whether the size of a voxel must be known to predict."
+    return bool(self.recipe and self.recipe.isotropic and not self.recipe.pixel_size)
+
 # %% ../../nbs/inference/01_predictor.ipynb #a69e7cee
-def _device(name: str) -> torch.device:
+def _device(name: str | torch.device) -> torch.device:
     "The device that `name` means; `ConfigError` where it is not there."
     if name == "auto":
         mps = torch.backends.mps.is_available()
@@ -242,29 +466,39 @@ def in_channels(self: Predictor) -> int:
 
 
 @patch
-def _predict_file(self: Predictor, path: str | Path, axes: Optional[str], **how) -> Any:
+def _predict_file(
+    self: Predictor, path: str | Path, axes: Optional[str], size: Optional[Sequence[float]], **how
+) -> Any:
     "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
-    x = self._read(Path(path), axes)
-    size = image_info(path, axes=axes).pixel_size
-    out = self._predict_times(x, f"'{path}'", pixel_size=size, **how)
+    x, own = self._read(Path(os.path.expandvars(path)).expanduser(), axes)
+    out = self._predict_times(x, f"'{path}'", pixel_size=size or own, **how)
     wanted = lambda y: _like(y, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
     return tuple(map(wanted, self._halves(out))) if how["spread"] else wanted(out)
 
+# %% ../../nbs/inference/01_predictor.ipynb #d59c200d
+@patch
+def _read(
+    self: Predictor, path: Path, axes: Optional[str] = None
+) -> tuple[np.ndarray, tuple[Optional[float], ...]]:
+    "Pixels T, C, Z, Y, X of a file, read as those of training, and their size in micrometres."
+    r = self.recipe or Recipe(self.dims)
+    where = {"axes": axes or r.axes["IM"], "scene": r.scene, "level": r.level}
+    x = read_image(path, channels=r.channels["IM"], planes=r.planes, **where)
+    check_finite(x, path)
+    own = image_info(path, **where).pixel_size
+    return x, tuple(s or given for s, given in zip(own, r.pixel_size or (None,) * 3))
+
 
 @patch
-def _read(self: Predictor, path: Path, axes: Optional[str] = None) -> np.ndarray:
-    "Pixels T, C, Z, Y, X of a file, with the channels and planes that the model was trained on."
-    r = self.recipe or Recipe(self.dims)
-    x = read_image(
-        path,
-        axes=axes or r.axes["IM"],
-        scene=r.scene,
-        level=r.level,
-        channels=r.channels["IM"],
-        planes=r.planes,
-    )
-    check_finite(x, path)
-    return x
+def _size_of_result(
+    self: Predictor, size: Sequence[Optional[float]]
+) -> tuple[Optional[float], ...]:
+    "Pixel size to write: of planes of which training took every n-th, n times the distance."
+    steps = {b - a for a, b in zip(planes, planes[1:])} if (
+        planes := self.recipe.planes if self.recipe else None
+    ) else {1}
+    known = size[0] and (steps or {1})
+    return (size[0] * abs(min(known)) if known and len(known) == 1 else None, *size[1:])
 
 # %% ../../nbs/inference/01_predictor.ipynb #32df6d57
 @patch
@@ -284,14 +518,14 @@ def _predict_times(
             "an uncertainty is the spread of many predictions, but this model makes one; train with"
             " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d)."
         )
-    zoom = self.recipe.zoom(pixel_size or [None] * 3, name) if self.recipe else None
+    zoom = self.recipe.zoom(_voxels(pixel_size), name) if self.recipe else None
     one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
-    if not hasattr(x, "dask"): return np.stack([one(t) for t in x])
+    if not isinstance(x, da.Array): return np.stack([one(t) for t in x])
     channels, dtype = self._result_channels(probabilities, spread)
-    later, shape = dask.delayed(one), (channels, *x.shape[2:])
+    later, shape = dask.delayed(lambda t: one(t).astype(dtype)), (channels, *x.shape[2:])
     return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #cd966d07
 @patch
 def _check_fits(self: Predictor, shape: Sequence[int], name: str):
     "`DataError` unless the model can take an image T, C, Z, Y, X."
@@ -314,7 +548,7 @@ def _check_fits(self: Predictor, shape: Sequence[int], name: str):
             f"{name} is a single plane but the model is 3D; give a stack, with axes ZYX."
         )
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #21ba7eaf
 @patch
 def _result_channels(
     self: Predictor, probabilities: bool, spread: bool
@@ -323,7 +557,23 @@ def _result_channels(
     size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
     tiny = np.zeros((self.in_channels, *size), np.float32)
     out = self._predict_one(tiny, "", probabilities, False, spread=spread)
+    many = self.module.task == "segmentation" and out.dtype.kind in "ui"
+    if many and (out.dtype.itemsize > 1 or self.module.num_classes > 256):
+        return out.shape[0], np.dtype(np.int32)  # a larger image may have more labels
     return out.shape[0], out.dtype
+
+# %% ../../nbs/inference/01_predictor.ipynb #8a17c10c
+def _voxels(size: Any) -> tuple[Optional[float], ...]:
+    "A voxel size `(Z, Y, X)`, None where it is not known; `DataError` for what is none."
+    if size is None: return None, None, None
+    sizes = tuple(size) if isinstance(size, Iterable) else (size,)
+    number = lambda s: isinstance(s, (int, float, np.number)) and 0 < s < np.inf
+    if len(sizes) != 3 or not all(s is None or number(s) for s in sizes):
+        raise DataError(
+            "`pixel_size` must be three numbers above 0, (Z, Y, X) in micrometres; got"
+            f" {size!r}."
+        )
+    return sizes
 
 # %% ../../nbs/inference/01_predictor.ipynb #a5aeec50
 @patch
@@ -340,7 +590,7 @@ def _raw(
     finally:
         if spread: self.module.spread = False
 
-
+# %% ../../nbs/inference/01_predictor.ipynb #3e2fa0ca
 @patch
 def _predict_one(
     self: Predictor,
@@ -357,12 +607,13 @@ def _predict_one(
     size = x.shape[1:]
     if zoom: x = resample(x, zoom)
     raw = self._raw(self.recipe.normalise("IM", x) if self.recipe else x, progress, spread)
+    _check_output(raw, name)
     if spread:
         raw, deviation = raw.chunk(2, dim=1)
         low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
     pred = self._finish(raw, probabilities)
     if self.module.task == "regression": pred = self._in_units(pred, x)
-    if zoom: pred = resample(pred, shape=size, labels=pred.dtype.kind == "u")
+    if zoom: pred = resample(pred, shape=size, labels=pred.dtype.kind in "ui")
     if not probabilities: pred = postprocess(self.postprocess, pred)
     if self.module.task == "regression" and self.dtype and pred.dtype == np.float32:
         pred = to_dtype(pred, self.dtype)
@@ -385,8 +636,24 @@ def _finish(self: Predictor, raw: torch.Tensor, probabilities: bool) -> np.ndarr
     first = next(iter(self.postprocess), None)
     begins = self.module.task == "segmentation" and getattr(first, "takes", "") == "probabilities"
     pred = self.module.finish(raw, probabilities or begins)[0].cpu().numpy()
-    if pred.dtype != np.int64: return pred
-    return pred.astype(np.uint8 if pred.max(initial=0) < 256 else np.uint16)
+    return _smallest(pred) if pred.dtype.kind in "iu" and pred.dtype.itemsize > 2 else pred
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    "Whole numbers in uint8, uint16 or int32, whichever holds them."
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    for dtype in map(np.iinfo, (np.uint8, np.uint16, np.int32)):
+        if dtype.min <= low and high <= dtype.max: return labels.astype(dtype.dtype)
+    raise DataError(f"a result has labels from {low} to {high}, which 32 bits do not hold.")
+
+
+def _check_output(raw: torch.Tensor, name: str):
+    "`DataError` where the network gives NaN."
+    if not raw.isnan().any(): return
+    raise DataError(
+        f"the network gives NaN for {name or 'an image of zeros'}: its weights are not finite, or"
+        " the image's values are too large for them."
+    )
 
 # %% ../../nbs/inference/01_predictor.ipynb #a25c319f
 @dataclass
@@ -405,10 +672,53 @@ class Outcome:
         n = len(self.failed) + len(self.done)
         return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
 
+# %% ../../nbs/inference/01_predictor.ipynb #ed819d6a
+def _sources(path: Any, *where) -> list[tuple[Path, str]]:
+    "The images to predict, and what their results are called."
+    if isinstance(path, Iterable) and not isinstance(path, (str, bytes, os.PathLike, Mapping)):
+        return [(f, image_stem(f)) for f in _listed(list(path))]
+    if not isinstance(path, (str, os.PathLike)):
+        raise DataError(
+            "`predict.path` is an image, a folder of images, or a list of files; got"
+            f" {path!r:.80}. An image in memory goes to the predictor itself, `predictor(image)`."
+        )
+    return find_sources(Path(os.path.expandvars(path)).expanduser(), *where)
+
+
+def _listed(files: list) -> list[Path]:
+    "Files given one by one."
+    wrong = next((f for f in files if not isinstance(f, (str, os.PathLike))), None)
+    if not files or wrong is not None:
+        raise DataError(
+            "a list to predict must hold the paths of files; got"
+            f" {'an empty one' if not files else f'an object of type {type(wrong).__name__}'}."
+            " Images in memory go to the predictor itself, `predictor(images)`."
+        )
+    return _named_apart([Path(os.path.expandvars(f)).expanduser() for f in files])
+
+
+def _named_apart(files: list[Path]) -> list[Path]:
+    "The files; `DataError` where two results would have one name."
+    stems = [image_stem(f) for f in files]
+    twice = next((s for s in stems if stems.count(s) > 1), None)
+    if twice is None: return files
+    raise DataError(
+        f"several files of the list are named '{twice}', and their results would have one name;"
+        " rename them."
+    )
+
+# %% ../../nbs/inference/01_predictor.ipynb #8b96864d
+def _check_writable(out: Path):
+    "`ConfigError` where no folder for results can be made."
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK): return
+    why = "cannot be written to" if there.is_dir() else "is a file"
+    raise ConfigError(f"`predict.out` '{out}': '{there}' {why}; name another folder.")
+
 # %% ../../nbs/inference/01_predictor.ipynb #a3cdeb2e
 @patch
 def predict_folder(self: Predictor,
-    path: str | Path,  # A folder of images, or one image
+    path: str | Path | Sequence,  # A folder of images, one image, or a list of files
     out: str | Path,  # Folder for the results, made if absent
     source: str = "IM",  # Sub-folder or suffix of source images, where targets lie beside them
     axes: Optional[str] = None,  # Axes of files that do not say, such as 'CYX'
@@ -421,8 +731,9 @@ def predict_folder(self: Predictor,
     nested: bool = False,  # Include the images of sub-folders; results keep these
 ) -> Outcome:
     "Predict every image of a folder into OME-TIFFs; a bad file is reported and skipped."
-    path, out, result = Path(path), Path(out), Outcome()
-    files = find_sources(path, source, target, costmap, nested)
+    files, result = _sources(path, source, target, costmap, nested), Outcome()
+    out = Path(os.path.expandvars(out)).expanduser()
+    _check_writable(out)
     if any((out / name).parent.resolve() == f.parent.resolve() for f, name in files):
         raise DataError(
             f"`predict.out` '{out}' is the folder of the source images; name another one."
@@ -430,10 +741,9 @@ def predict_folder(self: Predictor,
     if nested: files = [(f, n) for f, n in files if out.resolve() not in f.resolve().parents]
     for f, name in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
-            x = self._read(f, axes)
-            size = image_info(f, axes=axes).pixel_size
+            x, size = self._read(f, axes)
             how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
-            pred = self._predict_times(x, f"'{f}'", **how)
+            pred, size = self._predict_times(x, f"'{f}'", **how), self._size_of_result(size)
             written = out / f"{name}.ome.tif"
             if uncertainty:
                 pred, spread = self._halves(pred)
@@ -441,10 +751,21 @@ def predict_folder(self: Predictor,
                 write_image(beside, spread, axes="TCZYX", pixel_size=size)
             write_image(written, pred, axes="TCZYX", pixel_size=size)
             result.done.append(written)
-        except (Im2ImError, OSError, MemoryError) as e:
-            said = str(e) or type(e).__name__
-            result.failed[str(f)] = said if str(f) in said else f"'{f}': {said}"
+        except Exception as e:  # whatever a file, a network or the machine raises
+            result.failed[str(f)] = _said(e, f)
     return result
+
+# %% ../../nbs/inference/01_predictor.ipynb #a9bfc391
+def _said(e: Exception, file: Any) -> str:
+    "What went wrong with a file, in a sentence that names it."
+    text = (str(e).strip().splitlines() or [""])[0]
+    memory = "out of memory", "not enough memory", "can't allocate memory", "Unable to allocate"
+    if isinstance(e, Im2ImError): said = str(e)
+    elif isinstance(e, MemoryError) or any(m in str(e) for m in memory):
+        said = "there is not enough memory for it; set a smaller `predict.tile`, or split it."
+    elif isinstance(e, OSError): said = f"{e.strerror or text or type(e).__name__} ({e.filename})."
+    else: said = f"{type(e).__name__}: {text or 'no reason given'}."
+    return said if str(file) in said else f"'{file}': {said}"
 
 # %% ../../nbs/inference/01_predictor.ipynb #958c9298
 @patch
@@ -513,7 +834,7 @@ def _evaluate(
     for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
         try:
-            check_samples([s], self.recipe, progress=False)
+            self._check_channels(s)
             x = self.recipe.load(s)
             pred, target, seen = self._compared(x)
             for kept, image in zip(sets, (pred, seen, x.get("IM"))):
@@ -524,15 +845,27 @@ def _evaluate(
             if compare: figures |= self._beside_filters(x["IM"], seen, result)
             rows.append({"image": name} | figures)
             result.done.append(Path(file))
-        except (Im2ImError, OSError, MemoryError) as e:
-            result.failed[str(file)] = str(e)
+        except Exception as e:  # whatever it is: the others are done
+            at = f" t={s['time']}" if "time" in s else ""
+            result.failed[f"{file}{at}"] = _said(e, file)
     try:
         if self.module.distances and sets[0] and sets[1]:
             aside = {"spatial_dims": self.dims, "names": self.module.distances}
             result.figures = set_metrics(*sets, **aside)
-    except Im2ImError as e:
-        result.failed["all images together"] = str(e)
+    except Exception as e:  # the figures of single images stand
+        result.failed["all images together"] = _said(e, "all images together")
     return rows, result
+
+# %% ../../nbs/inference/01_predictor.ipynb #666c1756
+@patch
+def _check_channels(self: Predictor, sample: dict):
+    "`DataError` unless the files of a sample agree, and have the channels that the model knows."
+    shapes = sample_shapes(sample, self.recipe)
+    if "IM" in shapes and shapes["IM"][0] != self.in_channels:
+        raise DataError(
+            f"'{sample['IM']}' has {shapes['IM'][0]} channel(s) but the model takes"
+            f" {self.in_channels}; choose a file of as many channels."
+        )
 
 # %% ../../nbs/inference/01_predictor.ipynb #212aa50f
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PatchGAN', 'as_scales', 'scores_of', 'AdversarialLoss', 'gradient_penalty', 'feature_matching', 'ReplayBuffer',
-           'check_game', 'AdversarialModule', 'spread']
+           'check_game', 'AdversarialModule', 'spread', 'check_dropout']
 
 # %% ../../nbs/models/05_adversarial.ipynb #1c88ee2c
 import logging
@@ -15,10 +15,11 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import ConfigError, did_you_mean
-from .base import Im2ImModule, _evaluating
+from ..core import ConfigError, derive_seed, did_you_mean
+from .base import Im2ImModule, _evaluating, _sampling
 from .manual import ManualModule
 
 # %% ../../nbs/models/05_adversarial.ipynb #72197eb7
@@ -200,7 +201,7 @@ def gradient_penalty(
     # in half precision the gradients of single pixels would vanish
     with torch.autocast(real.device.type, enabled=False):
         real, fake = real.float(), fake.float()
-        at = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+        at = torch.rand(len(real), *[1] * (real.ndim - 1), dtype=real.dtype, device=real.device)
         between = (at * real + (1 - at) * fake).detach().requires_grad_(True)
         scores = judge(between)
         total = sum(s.reshape(len(s), -1).mean(1).sum() for s in scores) / len(scores)
@@ -212,14 +213,15 @@ def feature_matching(
     real: list[list[torch.Tensor]],  # Features of targets, from `as_scales`
     fake: list[list[torch.Tensor]],  # Features of predictions
 ) -> torch.Tensor:
-    "Mean absolute difference of the discriminator's features; the targets' have no gradient."
+    "Absolute difference of features: sum over layers, mean over scales; targets have no gradient."
     pairs = [(r, f) for a, b in zip(real, fake) for r, f in zip(a[:-1], b[:-1])]
     if not pairs:
         raise ConfigError(
             "`model.feature_weight` needs a discriminator that gives the features of its layers;"
             " this one gives scores alone. Take PatchGAN, or set `feature_weight: 0`."
         )
-    return sum(F.l1_loss(f.float(), r.detach().float()) for r, f in pairs) / len(pairs)
+    # eq. 4 of Wang et al. 2018
+    return sum(F.l1_loss(f.float(), r.detach().float()) for r, f in pairs) / len(real)
 
 # %% ../../nbs/models/05_adversarial.ipynb #d451c459
 class ReplayBuffer:
@@ -268,8 +270,10 @@ def check_game(
 # %% ../../nbs/models/05_adversarial.ipynb #c660fdd0
 _log = logging.getLogger("mmv_im2im")
 _WON = 0.95  # Accuracy of a discriminator that has won
+_GUESS = 0.55  # Accuracy of one that guesses
+_CHANCE = {"vanilla": math.log(2), "least_squares": 0.25, "hinge": 1.0}  # Its loss
 _SPREAD = 0.05  # Spread of predictions, relative to targets, of a generator that has collapsed
-_PATIENCE = 3  # Epochs in a row before something is said
+_PATIENCE = 3  # Epochs in a row before something is said, or all of a shorter run
 _PENALTY = 10  # Weight of the gradient penalty (Gulrajani et al. 2017)
 
 
@@ -279,6 +283,9 @@ class AdversarialModule(ManualModule):
         "net": "net", "discriminator": "net", "loss": "loss", "discriminator_optimizer": "optimizer"
     }
     optimizer_of: ClassVar[dict] = {"discriminator": "discriminator_optimizer"}
+    # As published for pix2pix and CycleGAN: a game changes too fast for the usual long memory
+    usual_optimizer: ClassVar[dict] = {"_target_": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
+    dropout_noise: bool = False  # Whether the dropout of generators is at work in prediction
 
     def __init__(self,
         adversarial: str,  # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
@@ -293,6 +300,7 @@ class AdversarialModule(ManualModule):
         self.discriminator_steps = discriminator_steps
         self.discriminator_optimizer = discriminator_optimizer
         self._alarms: dict[str, int] = {}  # Epochs in a row of what is worth a warning
+        self._said: set[str] = set()  # Warnings of this run
 
 # %% ../../nbs/models/05_adversarial.ipynb #39583798
 @patch
@@ -335,35 +343,69 @@ def spread(
     if min(f(real) for f in over) < 1e-3: return {}
     return {name: torch.stack([f(fake) / f(real) for f in over]).min()}
 
+# %% ../../nbs/models/05_adversarial.ipynb #cc6320cb
+@patch
+def generate(self: AdversarialModule,
+    net: nn.Module,  # A generator
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`, of a size that it takes
+) -> Any:  # What it gives
+    "Run a generator; its dropout works in training, and where `dropout_noise` asks for it."
+    if self.training or not self.dropout_noise: return net(x)
+    with _sampling(net, x, derive_seed(self.seed, "dropout")): return net(x)
+
+
+def check_dropout(
+    net: nn.Module,  # A generator
+):
+    "`ConfigError` where there is no dropout that could be noise."
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in net.modules()): return
+    raise ConfigError(
+        "`model.dropout_noise` needs a generator with dropout, which this one has not; set the"
+        " network's own, such as `model.net.dropout: 0.5` of UNet, or leave `dropout_noise` out."
+    )
+
 # %% ../../nbs/models/05_adversarial.ipynb #3035dbce
 @patch
 def on_train_epoch_end(self: AdversarialModule):
     "Log the epoch; say so when the game is over."
-    means = {k: float(v) / self._seen[k] for k, v in self._sums.items()}
     super(AdversarialModule, self).on_train_epoch_end()
-    ending = lambda end: [v for k, v in means.items() if k.endswith(end)]
-    accuracy, spreads = ending("accuracy"), ending("spread")
-    self._warn(
-        "won", accuracy and max(accuracy) > _WON and self.adversarial.kind != "wgan_gp",
-        f"a discriminator has won: it tells predictions from targets in {_WON:.0%} of all cases,"
-        " so the generator learns little from it. Lower the rate of"
-        " `model.discriminator_optimizer`, or give it a weaker `model.discriminator`, such as"
-        " PatchGAN with `spectral: true` or fewer `layers`.",
-    )
-    self._warn(
-        "collapsed", spreads and min(spreads) < _SPREAD,
-        f"the generator has collapsed: its predictions differ by less than {_SPREAD:.0%} of what"
-        " targets differ. Lower its learning rate, raise the weight of the reconstruction or cycle"
-        " loss, or look whether the source images carry the information.",
-    )
+    ending = lambda end: [v for k, v in self._ended.items() if k.endswith(end)]
+    accuracy, spreads, losses = map(ending, ("accuracy", "spread", "discriminator_loss"))
+    kind = self.adversarial.kind
+    chance = 0.97 * _CHANCE.get(kind, -math.inf)
+    guesses = any(a < _GUESS and v >= chance for a, v in zip(accuracy, losses))
+    self._warn("won", max(accuracy, default=0) > _WON and kind != "wgan_gp", _HAS_WON)
+    self._warn("guesses", guesses, _GUESSES)
+    self._warn("collapsed", bool(spreads) and min(spreads) < _SPREAD, _COLLAPSED)
 
 
 @patch
 def _warn(self: AdversarialModule, name: str, due: bool, text: str):
-    "Say `text` when something has been so for some epochs, and again only after it had ended."
-    self._alarms[name] = self._alarms.get(name, 0) + 1 if due else 0
-    if self._alarms[name] == _PATIENCE and self.global_rank == 0:
-        _log.warning("epoch %d: %s", self.current_epoch, text)
+    "Say `text` once, when something has been so for some epochs, or for all of a shorter run."
+    self._alarms[name] = n = self._alarms.get(name, 0) + 1 if due else 0
+    last = self.current_epoch + 1 == self.trainer.max_epochs
+    if name in self._said or not (n >= _PATIENCE or (last and n > self.current_epoch)): return
+    self._said.add(name)
+    if self.global_rank == 0: _log.warning("epoch %d: %s", self.current_epoch, text)
+
+
+_HAS_WON = (
+    f"a discriminator has won: it tells predictions from targets in {_WON:.0%} of all cases, so the"
+    " generator learns little from it. Lower the rate of `model.discriminator_optimizer`, or give"
+    " it a weaker `model.discriminator`, such as PatchGAN with `spectral: true` or fewer `layers`."
+)
+_GUESSES = (
+    "a discriminator only guesses: its loss is that of chance, so the generator learns nothing from"
+    " it. Unless predictions look like targets by now, raise the rate of"
+    " `model.discriminator_optimizer` or `model.discriminator_steps`, or give it a stronger"
+    " `model.discriminator`, with more `layers` or `channels` and without `spectral`."
+)
+_COLLAPSED = (
+    f"the generator has collapsed: its predictions differ by less than {_SPREAD:.0%} of what"
+    " targets differ. Lower its learning rate, raise the weight of the reconstruction or cycle"
+    " loss, or look whether the source images carry the information."
+)
+
 
 # %% ../../nbs/models/05_adversarial.ipynb #872cde23
 @patch

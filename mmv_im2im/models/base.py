@@ -8,17 +8,20 @@ __all__ = ['fill_channels', 'Im2ImModule', 'hide_ignored', 'split_metrics', 'met
 # %% ../../nbs/models/00_base.ipynb #459fcf0a
 import inspect
 import math
+import threading
 from contextlib import contextmanager
 from functools import partial
-from typing import Callable, ClassVar, Optional, Sequence
+from typing import Any, Callable, ClassVar, Iterator, Optional, Sequence
 
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
-from torch import nn
+from pytorch_lightning.plugins import HalfPrecision
+from torch import distributed as dist, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..core import ConfigError, build, check_arguments, derive_seed, find_class
-from ..distances import DISTANCES, set_metrics
+from ..distances import DISTANCES, _spread, set_metrics
 from ..metrics import METRICS, check_metrics, image_metrics, metric_mode
 from ..tiling import pad_to_multiple, predict_tiled, probe_halo, probe_stride
 
@@ -85,8 +88,10 @@ class Im2ImModule(pl.LightningModule):
     num_classes: int = 1  # Segmentation: 1 = object or not
     multilabel: bool = False  # Segmentation: each channel of the target is a class of its own
     metrics: Optional[Sequence[str]] = None  # Names of the metrics; None = those of the task
+    validation_cost: float = 1.0  # Predictions that a validation makes of each pixel
     # The only image size that the network takes, in pixels; None = any that divides by its stride
     input_size: Optional[Sequence[int]] = None
+    usual_optimizer: ClassVar[dict] = {"_target_": "AdamW", "lr": 1e-3}  # Where none is described
 
     def __init__(self,
         # Description or function of the parameters; None = AdamW, lr 1e-3
@@ -110,6 +115,8 @@ class Im2ImModule(pl.LightningModule):
         # Training patch; prediction tiles are chosen from it
         self.patch: Optional[Sequence[int]] = None
         self._probed: dict = {}
+        # Hooks that hand networks of half precision what they see in their own format
+        self._casts: list = []
         # By name, losses times images, and images, of the epoch so far; kept in a checkpoint, so
         # that a run which is resumed within an epoch logs the mean of all of it
         self._sums: dict = {}
@@ -117,10 +124,11 @@ class Im2ImModule(pl.LightningModule):
         # Mean losses of the epoch that ended last, and its number: a checkpoint at its end is
         # written before the loggers write them
         self._ended: dict = {}
+        # The same of the validation at hand: figures times images, and images that have them
+        self._val_sums: dict[str, float] = {}
+        self._val_seen: dict[str, int] = {}
         # Predictions, targets and sources of a validation, where they are compared as sets
         self._kept: tuple[list, list, list] = ([], [], [])
-        # Whether a metric could be measured on any image of the validation
-        self._found: dict[str, bool] = {}
 
 
 # %% ../../nbs/models/00_base.ipynb #20c548d4
@@ -223,35 +231,74 @@ def epoch_loss(self: Im2ImModule) -> Optional[torch.Tensor]:
 @patch
 def on_train_epoch_end(self: Im2ImModule):
     "Log the mean losses of the epoch, `train/loss` and its parts."
-    means = {f"train/{k}": total / self._seen[k] for k, total in self._sums.items()}
-    for k, v in means.items(): self._log_epoch(k, v, 1, k == "train/loss")
-    self._ended = {"epoch": self.current_epoch} | {k: float(v) for k, v in means.items()}
+    means = {f"train/{k}": v for k, v in _pooled(self._sums, self._seen).items()}
+    for k, v in means.items(): self._log_epoch(k, v, k == "train/loss")
+    self._ended = {"epoch": self.current_epoch} | means
     self._sums, self._seen = {}, {}
 
 
 @patch
-def _log_epoch(self: Im2ImModule, name: str, value, n: int, shown: bool):
-    "Log the mean over an epoch, from batches of `n` images; `shown` beside the progress bar, too."
-    self.log(
-        name, value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=n, sync_dist=True
-    )
+def _log_epoch(self: Im2ImModule, name: str, value: float, shown: bool):
+    "Log a figure of an epoch that every process has; `shown` beside the progress bar, too."
+    when = {"on_step": False, "on_epoch": True}
+    self.log(name, value, prog_bar=shown, batch_size=1, sync_dist=True, **when)
+
+
+# %% ../../nbs/models/00_base.ipynb #74ec4095
+def _everyones(x: Any) -> list:
+    "What each process has, in their order."
+    if not (dist.is_available() and dist.is_initialized()): return [x]
+    out = [None] * dist.get_world_size()
+    dist.all_gather_object(out, x)
+    return out
+
+
+def _totals(sums: dict, seen: dict) -> tuple[dict[str, float], dict[str, int]]:
+    "Sums and counts over all processes, by name."
+    all_sums, all_seen = {}, {}
+    for part in _everyones({k: (float(v), seen[k]) for k, v in sums.items()}):
+        for k, (v, n) in part.items():
+            all_sums[k] = all_sums.get(k, 0.) + v
+            all_seen[k] = all_seen.get(k, 0) + n
+    return all_sums, all_seen
+
+
+def _pooled(sums: dict, seen: dict) -> dict[str, float]:
+    "Means over all processes, by name; nan where nothing was counted."
+    sums, seen = _totals(sums, seen)
+    return {k: v / seen[k] if seen[k] else math.nan for k, v in sums.items()}
 
 # %% ../../nbs/models/00_base.ipynb #00b701b2
+@patch
+def on_validation_epoch_start(self: Im2ImModule):
+    "Forget a validation that was broken off."
+    self._val_sums, self._val_seen, self._kept = {}, {}, ([], [], [])
+
+
 @patch
 def validation_step(self: Im2ImModule,
     batch: dict,  # Whole images, `IM`, `GT`, perhaps `CM`
     batch_idx: int,  # Number of the batch
 ) -> dict:  # `pred`, the predicted target images
-    "Predict whole images; logs `val/loss` and the metrics of the task."
+    "Predict whole images; their losses and metrics count towards those of the validation."
+    batch = _of_this_process(batch)
+    if not len(batch["IM"]): return {"pred": batch["IM"]}
     raw = self.predict_raw(self.validation_source(batch)).float()
     pred = self.finish(raw)
     if self.distances: self._keep(pred, batch)
-    figures, n = {}, len(batch["IM"])
-    if "target_name" not in batch:  # source and target show the same
-        figures = {k: float(v) for k, v in self.compare(raw, batch).items()}
-        if "GT" in batch: figures |= self._mean_figures(pred, batch)
-    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, n, f"val/{k}" == self.monitor)
+    if "target_name" in batch: return {"pred": pred}  # source and target show something else
+    for k, v in self.compare(raw, batch).items(): self._tally(k, float(v), len(batch["IM"]))
+    if "GT" in batch: self._tally_metrics(pred, batch)
     return {"pred": pred}
+
+
+def _of_this_process(batch: dict) -> dict:
+    "A batch less the images that fill up an uneven share, which another process counts."
+    counts = batch.get("counts")
+    if counts is None or counts.all(): return batch
+    keep = counts.nonzero()[:, 0].tolist()
+    part = lambda v: v[keep] if isinstance(v, torch.Tensor) else [v[i] for i in keep]
+    return {k: part(v) for k, v in batch.items()}
 
 
 @patch
@@ -262,20 +309,22 @@ def validation_source(self: Im2ImModule,
     return batch["IM"]
 
 
+# %% ../../nbs/models/00_base.ipynb #dd3a8da3
 @patch
-def _mean_figures(self: Im2ImModule, pred: torch.Tensor, batch: dict) -> dict[str, float]:
-    "Metrics of a batch, each the mean over the images where it can be measured."
+def _tally(self: Im2ImModule, name: str, value: float, n: int):
+    "Add a figure of `n` images to those of the validation; 0 images where it was not measured."
+    self._val_sums[name] = self._val_sums.get(name, 0.) + (value * n if n else 0.)
+    self._val_seen[name] = self._val_seen.get(name, 0) + n
+
+
+@patch
+def _tally_metrics(self: Im2ImModule, pred: torch.Tensor, batch: dict):
+    "Add the metrics of each image of a batch; nan counts for no image."
     weight = batch.get("CM")
-    rows = [
-        self.image_figures(p, batch["GT"][i], None if weight is None else weight[i])
-        for i, p in enumerate(pred)
-    ]
-    figures = {}
-    for k in rows[0]:
-        values = [r[k] for r in rows if not math.isnan(r[k])]
-        if values: figures[k] = sum(values) / len(values)
-        self._found[k] = self._found.get(k, False) or bool(values)
-    return figures
+    for i, p in enumerate(pred):
+        w = None if weight is None else weight[i]
+        for k, v in self.image_figures(p, batch["GT"][i], w).items():
+            self._tally(k, v, int(not math.isnan(v)))
 
 # %% ../../nbs/models/00_base.ipynb #6f53b11e
 @patch
@@ -285,16 +334,28 @@ def _keep(self: Im2ImModule, pred: torch.Tensor, batch: dict):
     for kept, x in zip(self._kept, (pred, target, batch["IM"])): kept += x.float().cpu().unbind()
 
 
+def _everyones_images(kept: tuple[list, list, list]) -> tuple[list, list, list]:
+    "Those of all processes that `set_metrics` looks at, in the order of one process."
+    counts = _everyones(len(kept[0]))
+    if len(counts) == 1: return kept
+    places = sorted((i, rank) for rank, n in enumerate(counts) for i in range(n))
+    places = [places[k] for k in _spread(len(places))]
+    own = {(i, r): [x[i] for x in kept] for i, r in places if r == dist.get_rank()}
+    found = {k: v for part in _everyones(own) for k, v in part.items()}
+    return tuple(map(list, zip(*(found[p] for p in places))))
+
+
 @patch
 def on_validation_epoch_end(self: Im2ImModule):
-    "Log how far the predictions are from the targets as sets, and nan for what no image had."
-    for k, found in self._found.items():
-        if not found: self._log_epoch(f"val/{k}", math.nan, 1, False)
-    self._found = {}
-    kept, self._kept = self._kept, ([], [], [])
-    if not self.distances: return
-    figures = set_metrics(*kept, spatial_dims=kept[0][0].ndim - 1, names=self.distances)
-    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, 1, f"val/{k}" == self.monitor)
+    "Log the figures, and how far the predictions are from the targets as sets."
+    figures = _pooled(self._val_sums, self._val_seen)
+    if self.distances and self._kept[0]:
+        kept = _everyones_images(self._kept)
+        dims = kept[0][0].ndim - 1
+        figures |= set_metrics(*kept, spatial_dims=dims, names=self.distances)
+    self.on_validation_epoch_start()
+    for k, v in figures.items(): self._log_epoch(f"val/{k}", v, f"val/{k}" == self.monitor)
+
 
 # %% ../../nbs/models/00_base.ipynb #3084ed86
 @patch
@@ -404,6 +465,7 @@ def probe(self: Im2ImModule,
     return stride, self._probed[key]
 
 
+# %% ../../nbs/models/00_base.ipynb #7b585239
 @contextmanager
 def _evaluating(module: nn.Module):
     "Evaluation mode without gradients, and back."
@@ -413,6 +475,24 @@ def _evaluating(module: nn.Module):
         with torch.no_grad(): yield
     finally:
         module.train(was)
+
+
+_drawing = threading.RLock()
+
+
+@contextmanager
+def _sampling(net: nn.Module, x: torch.Tensor, seed: int) -> Iterator[None]:
+    "Dropout at work, and random numbers that derive from `seed`; both as before afterwards."
+    drops = [m for m in net.modules() if isinstance(m, _DropoutNd)]
+    devices = [x.device] if x.device.type == "cuda" else []
+    with _drawing, torch.random.fork_rng(devices):
+        was = [m.training for m in drops]
+        torch.manual_seed(seed)
+        for m in drops: m.train()
+        try:
+            yield
+        finally:
+            for m, training in zip(drops, was): m.train(training)
 
 # %% ../../nbs/models/00_base.ipynb #fe7484dd
 @patch
@@ -487,7 +567,7 @@ def make_optimizer(self: Im2ImModule,
     key: str = "optimizer",  # The argument that describes it
 ) -> torch.optim.Optimizer:
     "The optimizer for `params`."
-    spec = getattr(self, key) or self.optimizer or {"_target_": "AdamW", "lr": 1e-3}
+    spec = getattr(self, key) or self.optimizer or self.usual_optimizer
     made = (
         build(spec, "optimizer", f"model.{key}", params=params) if isinstance(spec, dict)
         else spec(params)
@@ -639,12 +719,13 @@ def on_save_checkpoint(self: Im2ImModule,
     "Add what `Predictor` needs besides the weights, in plain types."
     cls = type(self)
     ours = cls.__module__.startswith("mmv_im2im.")
+    sums, seen = _totals(self._sums, self._seen)
     checkpoint["im2im"] = {
         "config": self.config,
         "patch": list(self.patch) if self.patch else None,
         "framework": cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}",
         "settings": {k: getattr(self, k) for k in self.settings},
-        "epoch": {"sums": {k: v.cpu() for k, v in self._sums.items()}, "seen": self._seen},
+        "epoch": {"sums": {k: torch.tensor(v) for k, v in sums.items()}, "seen": seen},
         "ended": self._ended,
     }
 
@@ -653,9 +734,9 @@ def on_save_checkpoint(self: Im2ImModule,
 def on_load_checkpoint(self: Im2ImModule,
     checkpoint: dict,  # What Lightning has read
 ):
-    "Go on with the sums of an epoch that was interrupted."
+    "Go on with the sums of an epoch that was interrupted; the first process has those of all."
     kept = checkpoint.get("im2im", {}).get("epoch")
-    if kept is None: return
+    if kept is None or self.global_rank: return
     self._sums = {k: v.to(self.device) for k, v in kept["sums"].items()}
     self._seen = kept["seen"]
 
@@ -693,3 +774,28 @@ def setup(self: Im2ImModule,
     "Take the training patch over from the data module."
     self.patch = getattr(getattr(self.trainer, "datamodule", None), "patch", self.patch)
     self._sums, self._seen = {}, {}
+    _keep_batches_whole(self, stage)
+
+
+def _keep_batches_whole(module: Im2ImModule, stage: str):
+    "Under weights of half precision, round what networks see and nothing else; refuse float16."
+    for hook in module._casts: hook.remove()
+    module._casts, plugin = [], module.trainer.precision_plugin
+    if not isinstance(plugin, HalfPrecision): return
+    if stage == "fit" and plugin.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
+    plugin.convert_input = lambda data: data
+    has_weights = lambda net: any(p.is_floating_point() for p in net.parameters())
+    nets = filter(has_weights, module.children())
+    module._casts = [net.register_forward_pre_hook(_as_weights) for net in nets]
+
+
+def _as_weights(net: nn.Module, args: tuple) -> tuple:
+    "Images in the number format of a network's weights."
+    dtype = next(p.dtype for p in net.parameters() if p.is_floating_point())
+    is_image = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
+    return tuple(x.to(dtype) if is_image(x) else x for x in args)
+

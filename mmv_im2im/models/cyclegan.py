@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core import ConfigError
 from mmv_im2im.models.adversarial import (
-    AdversarialModule, ReplayBuffer, check_game, scores_of, spread
+    AdversarialModule, ReplayBuffer, check_dropout, check_game, scores_of, spread
 )
 from .base import check_target_kind, metric_names
 from ..tiling import unpad
@@ -27,7 +27,7 @@ class CycleGAN(AdversarialModule):
     "Translation between two domains without pairs, both ways in one checkpoint."
     parts = AdversarialModule.parts | {"net_back": "net", "discriminator_back": "net"}
     pairings: ClassVar[tuple] = ("unpaired", "paired")
-    settings = ("task", "soft", "metrics", "input_size")
+    settings = ("task", "soft", "metrics", "input_size", "dropout_noise")
 
     def __init__(self,
         net: nn.Module,  # Generator from domain A (source) to domain B (target)
@@ -46,12 +46,14 @@ class CycleGAN(AdversarialModule):
         identity_weight: Optional[float] = None,
         replay: int = 50,  # Older translations that each discriminator is shown, too; 0 = none
         discriminator_steps: int = 1,  # Steps of the discriminators per step of the generators
+        # Dropout of the generators is noise in prediction, too, the same for the same `seed`
+        dropout_noise: bool = False,
         # Metrics by name, the first picks the best checkpoint; None = distances of sets
         metrics: Optional[Sequence[str]] = None,
         # The only image size that the networks take, in pixels; None = any that divides by their
         # stride
         input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters of both generators; None = AdamW, lr 1e-3
+        # Description or function of the parameters of both generators; None = Adam, lr 2e-4
         optimizer: Optional[dict | Callable] = None,
         # The same for both discriminators; None = as `optimizer`
         discriminator_optimizer: Optional[dict | Callable] = None,
@@ -71,6 +73,8 @@ class CycleGAN(AdversarialModule):
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
         self.identity_weight, self.replay_size = identity_weight, replay
         check_game({"replay": replay, "soft": soft})
+        self.dropout_noise = dropout_noise
+        if dropout_noise: check_dropout(net)
         self.domain_metrics = metric_names(task, metrics or _USUAL[_check_task(task)])
         self.input_size = None if input_size is None else tuple(input_size)
         self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
@@ -122,7 +126,7 @@ def _run(self: CycleGAN, x: torch.Tensor, direction: Optional[str] = None) -> to
     was, self.direction = self.direction, direction or self.direction
     try:
         padded, crop = self.fit_size(x)
-        y = self.network(padded)
+        y = self.generate(self.network, padded)
     finally:
         self.direction = was
     return y if padded is x else unpad(y, crop)
@@ -148,7 +152,8 @@ def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     if not sigma: return x
     x = x.float()
     reach = max(1, round(3 * sigma))
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma) ** 2)
+    steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    weights = torch.exp(-0.5 * (steps / sigma) ** 2)
     dims = x.ndim - 2
     conv, sides = (F.conv2d, F.conv3d)[dims - 2], [reach, reach]
     for axis in range(dims):

@@ -76,6 +76,7 @@ def apply_loss(
 ) -> torch.Tensor:  # One number
     "Call `loss` with its cost map honoured; `ConfigError` if it cannot be."
     if getattr(loss, "takes_weight", False): return loss(pred, target, weight)
+    pred = _full(pred)  # other libraries compute as they are given
     if weight is not None: target = _hide(target, _weights(pred, weight))
     if isinstance(loss, nn.CrossEntropyLoss): target = target[:, 0].long()
     elif not torch.is_floating_point(target): target = target.to(pred.dtype)
@@ -175,7 +176,7 @@ def _mean_of_images(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 def _gaussian(sigma: float) -> list[float]:
     "The window along one axis, 3.5 sigma to each side."
     radius = int(3.5 * sigma + 0.5)
-    g = torch.exp(-(torch.arange(-radius, radius + 1.) / sigma) ** 2 / 2)
+    g = torch.exp(-(torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2 / 2)
     return (g / g.sum()).tolist()
 
 
@@ -196,10 +197,13 @@ def _ssim_maps(p, t, w, data_range: float, g: Sequence[float]) -> tuple[torch.Te
     "The maps `l` and `cs` of the equation, and the weights of their pixels."
     seen = (w > 0).to(p.dtype)
     share = _windows(seen, g).clamp_min(1e-6)
+    # around the target's mean: squares of large numbers would drown what differs between them
+    mean = _per_image(t, seen).detach()[(..., *[None] * (t.ndim - 2))]
+    p, t = p - mean, t - mean
     x = torch.stack([p, t, p * p, t * t, p * t]) * seen  # (5, B, C, ...)
     mp, mt, pp, tt, pt = _windows(x.flatten(0, 1), g).unflatten(0, (5, -1)) / share
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    l = (2 * mp * mt + c1) / (mp ** 2 + mt ** 2 + c1)
+    l = 1 - (mp - mt) ** 2 / ((mp + mean) ** 2 + (mt + mean) ** 2 + c1)
     cs = (2 * (pt - mp * mt) + c2) / (pp - mp ** 2 + tt - mt ** 2 + c2)
     for a in range(2, w.ndim):
         w = w.narrow(a, (w.shape[a] - l.shape[a]) // 2, l.shape[a])
@@ -420,8 +424,8 @@ class TverskyLoss(_LabelLoss):
         return _mean_of_classes(values, y, self.background)
 
 # %% ../../nbs/models/02_losses.ipynb #db9d0c63
-def _class_weights(loss: nn.Module, values: Optional[Sequence[float]]) -> Optional[torch.Tensor]:
-    "The list as a tensor; `ConfigError` where it is no list of weights."
+def _class_weights(loss: nn.Module, values: Optional[Sequence[float]]) -> Optional[list]:
+    "The list; `ConfigError` where it is no list of weights."
     if values is None: return None
     good = isinstance(values, (list, tuple)) and len(values) > 1
     good = good and all(isinstance(c, (int, float)) and c >= 0 for c in values)
@@ -430,10 +434,10 @@ def _class_weights(loss: nn.Module, values: Optional[Sequence[float]]) -> Option
             f"{type(loss).__name__}: `class_weights` must be a list of at least two numbers, none"
             f" below 0 and one above, background first; got {values!r}."
         )
-    return torch.tensor(values, dtype=torch.float32)
+    return list(values)  # no tensor, which would be rounded with the weights of a network
 
 
-def _weights_by_class(y: _Labels, c: Optional[torch.Tensor]) -> torch.Tensor:
+def _weights_by_class(y: _Labels, c: Optional[list]) -> torch.Tensor:
     "Weight of each pixel times that of its class: `(B, 1 or K, ...)`"
     if c is None: return y.w
     K = y.t.shape[1]
@@ -442,10 +446,14 @@ def _weights_by_class(y: _Labels, c: Optional[torch.Tensor]) -> torch.Tensor:
             f"`class_weights` must hold {max(K, 2)} numbers for a network with {K} output"
             f" channel{'s' * (K > 1)}{' (background, object)' * (K == 1)}; got {len(c)}."
         )
-    c = c.to(y.t)
     if K == 1: return y.w * (c[0] + (c[1] - c[0]) * y.t)
-    c = c.reshape(1, K, *[1] * (y.t.ndim - 2))
+    c = _by_class(c, y)
     return y.w * ((c * y.t).sum(1, keepdim=True) if y.exclusive else c)
+
+
+def _by_class(c: list, y: _Labels) -> torch.Tensor:
+    "Weights of the classes, `(1, K, 1, ...)`"
+    return torch.tensor(c, dtype=y.t.dtype, device=y.t.device).view(1, -1, *[1] * (y.t.ndim - 2))
 
 
 def _log_truth(y: _Labels) -> torch.Tensor:
@@ -454,14 +462,25 @@ def _log_truth(y: _Labels) -> torch.Tensor:
     return F.logsigmoid((2 * y.t - 1) * y.logits)
 
 # %% ../../nbs/models/02_losses.ipynb #2482c6bc
-def _cross_entropy(y: _Labels, c: Optional[torch.Tensor], smoothing: float = 0.) -> torch.Tensor:
+def _cross_entropy(y: _Labels, c: Optional[list], smoothing: float = 0.) -> torch.Tensor:
     "The cross entropy, each pixel by its own weight and that of its class."
-    values = -_log_truth(y)
-    if smoothing:
-        if y.exclusive: every = -y.logits.log_softmax(1).mean(1, keepdim=True)
-        else: every = -(F.logsigmoid(y.logits) + F.logsigmoid(-y.logits)) / 2
-        values = (1 - smoothing) * values + smoothing * every
-    return weighted_mean(values, _weights_by_class(y, c))
+    values, w = -_log_truth(y), _weights_by_class(y, c)
+    if not smoothing: return weighted_mean(values, w)
+    total = w.expand_as(values).sum()
+    values = (1 - smoothing) * values * w + smoothing * _every_class(y, c)
+    # where no pixel has a class that counts there is nothing to learn
+    return torch.where(total > 0, values.sum() / total.clamp_min(1e-30), 0.)
+
+
+def _every_class(y: _Labels, c: Optional[list]) -> torch.Tensor:
+    "Mean over the classes of minus their log probabilities, by weight: `(B, 1 or K, ...)`"
+    if y.exclusive:
+        by_class = -y.logits.log_softmax(1)
+        if c is not None: by_class = by_class * _by_class(c, y)
+        return y.w * by_class.mean(1, keepdim=True)
+    off, on = -F.logsigmoid(-y.logits), -F.logsigmoid(y.logits)
+    if y.t.shape[1] == 1 and c is not None: return y.w * (c[0] * off + c[1] * on) / 2
+    return _weights_by_class(y, c) * (off + on) / 2
 
 
 class CrossEntropyLoss(_LabelLoss):
@@ -478,8 +497,7 @@ class CrossEntropyLoss(_LabelLoss):
                 "CrossEntropyLoss: `label_smoothing` must be in 0...1; got"
                 f" {label_smoothing!r}."
             )
-        c = _class_weights(self, class_weights)
-        self.register_buffer("class_weights", c, persistent=False)
+        self.class_weights = _class_weights(self, class_weights)
         self.label_smoothing = label_smoothing
 
     def _loss(self, y):
@@ -496,8 +514,7 @@ class FocalLoss(_LabelLoss):
     ):
         super().__init__()
         _at_least(self, "gamma", gamma)
-        c = _class_weights(self, class_weights)
-        self.register_buffer("class_weights", c, persistent=False)
+        self.class_weights = _class_weights(self, class_weights)
         self.gamma = gamma
 
     def _loss(self, y):
@@ -551,8 +568,7 @@ class DiceCELoss(_LabelLoss):
             )
         _at_least(self, "eps", eps)
         self.dice, self.ce, self.eps = dice, ce, eps
-        c = _class_weights(self, class_weights)
-        self.register_buffer("class_weights", c, persistent=False)
+        self.class_weights = _class_weights(self, class_weights)
 
     def _loss(self, y):
         return self.dice * _dice(y, self.eps) + self.ce * _cross_entropy(y, self.class_weights)

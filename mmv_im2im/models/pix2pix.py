@@ -17,6 +17,7 @@ from torch import nn
 from ..core import ConfigError, find_class
 from mmv_im2im.models.adversarial import (
     AdversarialModule,
+    check_dropout,
     check_game,
     feature_matching,
     scores_of,
@@ -29,7 +30,7 @@ from ..tiling import unpad
 # %% ../../nbs/models/06_pix2pix.ipynb #6e36ef38
 class Pix2Pix(AdversarialModule):
     "A generator trained on pairs, and against a discriminator that sees source and image together."
-    settings = ("metrics", "input_size")
+    settings = ("metrics", "input_size", "dropout_noise")
 
     def __init__(self,
         net: nn.Module,  # The generator, any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`
@@ -43,12 +44,14 @@ class Pix2Pix(AdversarialModule):
         feature_weight: float = 0.0,  # Weight of feature matching; 10 is usual for pix2pixHD
         warmup_epochs: int = 0,  # Epochs of the reconstruction alone, before the game begins
         discriminator_steps: int = 1,  # Steps of the discriminator per step of the generator
+        # Dropout of the generator is noise in prediction, too, the same for the same `seed`
+        dropout_noise: bool = False,
         # Metrics by name, the first picks the best checkpoint; None = those of intensities
         metrics: Optional[Sequence[str]] = None,
         # The only image size that the network takes, in pixels; None = any that divides by its
         # stride. Follows from the config of a network such as UNETR
         input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters; None = AdamW, lr 1e-3
+        # Description or function of the parameters; None = Adam, lr 2e-4
         optimizer: Optional[dict | Callable] = None,
         # The same for the discriminator; None = as `optimizer`
         discriminator_optimizer: Optional[dict | Callable] = None,
@@ -65,6 +68,8 @@ class Pix2Pix(AdversarialModule):
         self.net, self.discriminator, self.loss = net, discriminator, loss or nn.L1Loss()
         self.loss_weight, self.adversarial_weight = loss_weight, adversarial_weight
         self.feature_weight, self.warmup_epochs = feature_weight, warmup_epochs
+        self.dropout_noise = dropout_noise
+        if dropout_noise: check_dropout(net)
         self.metrics = metric_names("regression", metrics)
         self.input_size = None if input_size is None else tuple(input_size)
 
@@ -73,7 +78,7 @@ class Pix2Pix(AdversarialModule):
 def translate(self: Pix2Pix, source):
     "Output of the generator, at any size."
     padded, crop = self.fit_size(source)
-    y = as_levels(self.net(padded), source.ndim - 2)[0]
+    y = as_levels(self.generate(self.net, padded), source.ndim - 2)[0]
     if padded is source: return y
     return unpad(y, crop)
 

@@ -8,20 +8,17 @@ __all__ = ['neighbours', 'fill_in', 'Masking', 'BlindSpot', 'BernoulliMask', 'Pa
 # %% ../../nbs/models/09_self_supervised.ipynb #2c96b800
 import itertools
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Callable, ClassVar, Iterator, Optional, Sequence
+from typing import Callable, ClassVar, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 
 # %% ../../nbs/models/09_self_supervised.ipynb #7000ab38
 from ..core import ConfigError, build, derive_seed, find_class
-from .base import Im2ImModule, check_target_kind, metric_names
+from .base import Im2ImModule, _sampling, check_target_kind, metric_names
 from .losses import apply_loss
 from ..tiling import pad_to_multiple, unpad
 
@@ -52,40 +49,54 @@ def fill_in(
     offsets: torch.Tensor,  # Neighbours, `(K, dims)`; beyond a border, those opposite
     how: str = "median",  # 'median' or 'mean' of the neighbours, or one at 'random'
 ) -> torch.Tensor:  # A copy, the same size
-    "Put what the neighbours say in place of hidden pixels; hidden neighbours are not asked."
+    "Put what the neighbours say in place of hidden pixels; what is hidden is never asked."
     hidden = hidden.expand_as(x)
     b, c, *at = hidden.nonzero(as_tuple=True)
     offsets = offsets.to(x.device)
-    if how == "random":
-        offsets = offsets[torch.randint(len(offsets), (len(b), 1), device=x.device)]
-    else: offsets = offsets[None]
     places = [
-        _moved(i[:, None], offsets[..., d], n) for d, (i, n) in enumerate(zip(at, x.shape[2:]))
+        _moved(i[:, None], offsets[None, :, d], n) for d, (i, n) in enumerate(zip(at, x.shape[2:]))
     ]
     around = (b[:, None], c[:, None], *places)
-    values, known = x[around], ~hidden[around]
-    known = known | ~known.any(1, keepdim=True)
+    values, known = x[around], ~hidden[around]  # a place beside a border may be the pixel itself
+    filled = _FILLING[how](values, known)
+    alone = ~known.any(1)
+    if alone.any(): filled = torch.where(alone, _mean_of_known(x, hidden)[b, c], filled)
     out = x.clone()
-    if how == "random": out[(b, c, *at)] = values[:, 0]
-    else: out[(b, c, *at)] = (_mean if how == "mean" else _median)(values, known)
+    out[(b, c, *at)] = filled
     return out
-
-
-def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Mean of each row over what is known."
-    return torch.where(known, values, 0).sum(1) / known.sum(1)
-
-
-def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
-    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
-    return (rows.gather(1, (n - 1) // 2) + rows.gather(1, n // 2))[:, 0] / 2
 
 
 def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
     "Positions along an axis of `n` pixels, a step away; the other way where it would lead outside."
     to = i + step
     return torch.where((to < 0) | (to >= n), i - step, to).clamp(0, n - 1)
+
+
+def _mean_of_known(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    "Mean of each image and channel over what is not hidden, 0 where all is: `(B, C)`"
+    axes = tuple(range(2, x.ndim))
+    return x.masked_fill(hidden, 0).sum(axes) / (~hidden).sum(axes).clamp_min(1)
+
+
+# %% ../../nbs/models/09_self_supervised.ipynb #585e02b8
+def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Mean of each row over what is known."
+    return torch.where(known, values, 0).sum(1) / known.sum(1).clamp_min(1)
+
+
+def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
+    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
+    return (rows.gather(1, (n - 1).clamp_min(0) // 2) + rows.gather(1, n // 2))[:, 0] / 2
+
+
+def _random(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "One of what is known of each row, all alike."
+    lots = torch.rand(known.shape, dtype=torch.float32, device=known.device).masked_fill(~known, -1)
+    return values.gather(1, lots.argmax(1, keepdim=True))[:, 0]
+
+
+_FILLING = {"median": _median, "mean": _mean, "random": _random}
 
 # %% ../../nbs/models/09_self_supervised.ipynb #9142b2df
 @dataclass(frozen=True)
@@ -171,8 +182,8 @@ def _grown(hidden: torch.Tensor, line: Optional[str], reach: int) -> torch.Tenso
     dims = hidden.ndim - 2
     size = [2 * reach + 1 if a in line else 1 for a in "ZYX"[-dims:]]
     size = [min(s, 2 * n - 1) for s, n in zip(size, hidden.shape[2:])]
-    grow = F.max_pool2d if dims == 2 else F.max_pool3d
-    return grow(hidden.float(), size, 1, [n // 2 for n in size]) > 0
+    grow = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
+    return grow(size, 1, [n // 2 for n in size])(hidden.float()) > 0
 
 
 def _drawn(
@@ -215,7 +226,9 @@ class BlindSpot(Masking):
                 f"`model.masking.fill` must be {' or '.join(map(repr, _FILLS))}; got {self.fill!r}."
             )
         if self.radius < 1:
-            raise ConfigError(f"`model.masking.radius` must be at least 1 pixel; got {self.radius}.")
+            raise ConfigError(
+                f"`model.masking.radius` must be at least 1 pixel; got {self.radius}."
+            )
 
 
 _FILLS = ("median", "mean", "random")
@@ -338,30 +351,14 @@ def diagonals(
     x: torch.Tensor,  # `(..., Y, X)`; a last odd row or column is left out
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Two images `(..., Y/2, X/2)`
     "Means over the two diagonals of each square of four pixels."
-    y, width = (n // 2 * 2 for n in x.shape[-2:])
-    x = x[..., :y, :width]
-    a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    a, b, c, d = _squares(x)
     return (b + c) / 2, (a + d) / 2
 
 
-@patch(cls_method=True)
-def follows(cls: PairDownsample, line, reach):
-    "Not where whole lines have an offset: pixels of a line share it at any distance."
-    return reach < _WHOLE
-
-
-@patch
-def apart(self: PairDownsample,
-    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-) -> list[tuple]:  # Index of each; one, the whole, where noise is independent
-    "The interleaved images of pixels that are far enough from each other."
-    names = "ZYX"[-(x.ndim - 2):]
-    step = min(self.reach, 7) + 1
-    starts = [range(step if a in (self.line or "") else 1) for a in names]
-    return [
-        (..., *(slice(i, None, len(r)) for i, r in zip(at, starts)))
-        for at in itertools.product(*starts)
-    ]
+def _squares(x: torch.Tensor) -> list[torch.Tensor]:
+    "The four pixels of each square, upper left, upper right, lower left, lower right."
+    y, width = (n // 2 * 2 for n in x.shape[-2:])
+    return [x[..., i:y:2, j:width:2] for i in (0, 1) for j in (0, 1)]
 
 
 @patch
@@ -388,13 +385,33 @@ def _loss(self: PairDownsample, run, x, weight, measure):
     "The loss of an image whose noise is independent."
     halves, wholes = diagonals(x), diagonals(x - run(x))
     # a square counts as much as the least of its four pixels
-    clear = None if weight is None else -F.max_pool2d(-weight, 2).expand_as(halves[0])
+    clear = None if weight is None else torch.stack(_squares(weight)).amin(0).expand_as(halves[0])
     total = 0
     for i, j in ((0, 1), (1, 0)):
         pred = halves[i] - run(halves[i])
         total = total + apply_loss(measure, pred, halves[j], clear) / 2
         total = total + self.consistency * apply_loss(measure, pred, wholes[i], clear) / 2
     return total
+
+# %% ../../nbs/models/09_self_supervised.ipynb #ab90cd12
+@patch(cls_method=True)
+def follows(cls: PairDownsample, line, reach):
+    "Not where whole lines have an offset: pixels of a line share it at any distance."
+    return reach < _WHOLE
+
+
+@patch
+def apart(self: PairDownsample,
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+) -> list[tuple]:  # Index of each; one, the whole, where noise is independent
+    "The interleaved images of pixels that are far enough from each other."
+    names = "ZYX"[-(x.ndim - 2):]
+    step = min(self.reach, 7) + 1
+    starts = [range(step if a in (self.line or "") else 1) for a in names]
+    return [
+        (..., *(slice(i, None, len(r)) for i, r in zip(at, starts)))
+        for at in itertools.product(*starts)
+    ]
 
 # %% ../../nbs/models/09_self_supervised.ipynb #027fd5c4
 class SelfSupervised(Im2ImModule):
@@ -492,6 +509,12 @@ def averages(self: SelfSupervised) -> bool:
     return self.strategy.samples > 1
 
 
+@patch(as_prop=True)
+def validation_cost(self: SelfSupervised) -> float:
+    "Predictions that a validation averages."
+    return min(_LEAST, self.strategy.samples) if self.averages else 1
+
+
 @patch
 def losses(self: SelfSupervised, batch):
     "The loss of noisy patches."
@@ -499,21 +522,6 @@ def losses(self: SelfSupervised, batch):
     return {"loss": self.strategy.loss(self._run, batch["IM"], weight, self.loss)}
 
 # %% ../../nbs/models/09_self_supervised.ipynb #4b34b57f
-@contextmanager
-def _sampling(net: nn.Module, x: torch.Tensor, seed: int) -> Iterator[None]:
-    "Dropout at work, and random numbers that derive from `seed`; both as before afterwards."
-    drops = [m for m in net.modules() if isinstance(m, _DropoutNd)]
-    was = [m.training for m in drops]
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        for m in drops: m.train()
-        try:
-            yield
-        finally:
-            for m, training in zip(drops, was): m.train(training)
-
-
 @patch
 def translate(self: SelfSupervised, source):
     "The denoised image, the mean of as many predictions as it takes; perhaps their spread, too."
@@ -687,7 +695,8 @@ def remarks(self: Masking,
     values = {k: getattr(self, k) for k in self.chosen}
     keys = ", ".join(f"{k}: {'null' if v is None else v}" for k, v in values.items())
     open_axes, said = [a for a in runs if a not in line], []
-    if line and chosen: said.append(f"noise along {', '.join(line)} is hidden with `model.masking` {keys}")
+    if line and chosen:
+        said.append(f"noise along {', '.join(line)} is hidden with `model.masking` {keys}")
     if open_axes:
         said.append(
             f"warning: the noise is not independent along {', '.join(open_axes)}, and"
@@ -700,7 +709,7 @@ def remarks(self: Masking,
         )
     return said + _beyond(noise, runs)
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #f2c8b3e5
 def _beyond(noise: dict, runs: dict) -> list[str]:
     "Sentences on what no way of hiding pixels helps against."
     said, percent = [], lambda share: f"{100 * share:.2g} %"

@@ -1,0 +1,351 @@
+"What people hand to the Python interface: types, axes, own parts, threads; it works, or a sentence says why not."
+import threading
+
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from small import CONFIG, cells, changed
+from torch import nn
+
+from mmv_im2im.cli import main
+from mmv_im2im.config import from_dict
+from mmv_im2im.core import ConfigError, DataError, Im2ImError
+from mmv_im2im.data_modules.images import image_info, read_image, write_image
+from mmv_im2im.inference import predictor as module
+from mmv_im2im.inference.predictor import Outcome, Predictor
+from mmv_im2im.postprocess import Label
+from mmv_im2im.trainers import train
+
+QUIET = {"trainer.enable_progress_bar": False, "trainer.logger": False}
+
+
+def trained(out, path, **changes) -> Predictor:
+    "The predictor of a run of a second."
+    run = train(from_dict(changed(CONFIG, QUIET | {"data.path": str(path), "out": str(out)} | changes)))
+    return Predictor(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    "Four pairs of 64 x 64 pixels."
+    return cells(tmp_path_factory.mktemp("api") / "cells", 4)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory, pairs) -> Predictor:
+    "A model of masks, of one channel, in 2D."
+    return trained(tmp_path_factory.mktemp("segmenter") / "run", pairs)
+
+
+@pytest.fixture(scope="module")
+def image(pairs) -> np.ndarray:
+    "One image, Y, X."
+    return read_image(pairs / "IM" / "000.tif")[0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def wanted(segmenter, image) -> np.ndarray:
+    "Its probabilities."
+    return segmenter(image, probabilities=True)
+
+
+# ---- what an image may be
+
+class Told:
+    "An array of another library, as xarray has it."
+    def __init__(self, data, *dims): self.data, self.dims = data, dims
+
+
+# Name: how the same image is given, beside its pixels
+SAME = {
+    "a channel in front": lambda x: x[None],
+    "a channel at the end": lambda x: x[..., None],
+    "a batch of one": lambda x: x[None, None],
+    "TCZYX": lambda x: x[None, None, None],
+    "a list of numbers": lambda x: x.tolist(),
+    "a tensor": lambda x: torch.from_numpy(x.astype(np.int32)),
+    "a tensor with a gradient": lambda x: torch.from_numpy(x.astype(np.float32)).requires_grad_(),
+    "a tensor, sparse": lambda x: torch.from_numpy(x.astype(np.float32)).to_sparse(),
+    "Pillow": lambda x: Image.fromarray(x.astype(np.int32)),
+    "float64": lambda x: x.astype(np.float64),
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "not contiguous": lambda x: np.repeat(x, 2, 1)[:, ::2],
+    "a mask that hides nothing": lambda x: np.ma.masked_array(x, False),
+    "axes of their own, in another order": lambda x: Told(x.T, "X", "Y"),
+    "dask": lambda x: da.from_array(x, 32),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_image_in_other_clothes(name, segmenter, image, wanted):
+    given = SAME[name](image)
+    out = np.asarray(segmenter(given, probabilities=True)).squeeze()
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+
+
+# Name: (what is given, a word of the sentence)
+NO_IMAGE = {
+    "None": (lambda x: None, "None"),
+    "a number": (lambda x: 3.5, "float"),
+    "a dict": (lambda x: {"IM": x}, "dict"),
+    "bytes": (lambda x: b"pixels", "bytes"),
+    "a generator": (lambda x: (v for v in x), "generator"),
+    "an empty list": (lambda x: [], "empty"),
+    "rows of two lengths": (lambda x: [[1, 2], [3]], "array"),
+    "text in an array": (lambda x: np.array([["a", "b"]]), "numbers"),
+    "complex numbers": (lambda x: x + 1j, "complex"),
+    "objects": (lambda x: x.astype(object), "object"),
+    "a palette": (lambda x: Image.fromarray((x % 256).astype(np.uint8)).convert("P"), "'P'"),
+    "hidden pixels": (lambda x: np.ma.masked_greater(x, x.mean()), "masked"),
+    "a row": (lambda x: x[0], "(64,)"),
+    "colours": (lambda x: np.stack([x] * 3, -1), "(64, 64, 3)"),
+    "seven of them": (lambda x: np.stack([x] * 7), "TYX"),
+    "seven with a channel": (lambda x: np.stack([x[None]] * 7), "TYX"),
+    "six axes": (lambda x: x[None, None, None, None], "axes"),
+    "no pixels": (lambda x: x[:0], "pixels"),
+    "infinite": (lambda x: np.where(x > x.mean(), np.inf, x), "infinite"),
+    "a folder": (lambda x: ".", "folder"),
+    "a model": (lambda x: nn.Conv2d(1, 1, 3), "Conv2d"),
+    "a bad one among good ones": (lambda x: [x, x[0]], "image 1 of the list"),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGE)
+def test_what_is_no_image_for_this_model(name, segmenter, image):
+    given, word = NO_IMAGE[name]
+    with pytest.raises(Im2ImError) as e: segmenter(given(image))
+    assert word in str(e.value), e.value
+
+
+@pytest.mark.parametrize("axes", ["YXX", "Y", "YXQ", 3, "ZC"])
+def test_axes_that_are_none(axes, segmenter, image):
+    with pytest.raises(DataError, match="axes"): segmenter(image[None], axes=axes)
+
+
+def test_several_images(segmenter, image, pairs, wanted):
+    "A list gives a list, of files, too; time points where they are called so."
+    a, b = segmenter([image, pairs / "IM" / "000.tif"], probabilities=True)
+    np.testing.assert_array_equal(a, wanted)
+    np.testing.assert_array_equal(b, wanted)
+    movie = segmenter(np.stack([image, image.T]), axes="TYX", probabilities=True)
+    np.testing.assert_array_equal(movie[0], wanted)
+    assert [x.shape for x in segmenter((image[:40], image[:, :50]))] == [(40, 64), (64, 50)]
+
+
+# Name: (arguments, a word of the sentence)
+SETTINGS = {
+    "a word as tile": ({"tile": "64"}, "predict.tile"),
+    "half a pixel as tile": ({"tile": (32.5, 32)}, "predict.tile"),
+    "no pixel as tile": ({"tile": 0}, "predict.tile"),
+    "a tile of three": ({"tile": (8, 8, 8)}, "3 sizes"),
+    "true as tile": ({"tile": True}, "predict.tile"),
+    "no tiles at once": ({"batch_size": 0}, "predict.batch_size"),
+    "text at once": ({"batch_size": "4"}, "predict.batch_size"),
+    "overlap of one": ({"overlap": 1.0}, "predict.overlap"),
+    "overlap in percent": ({"overlap": 25}, "predict.overlap"),
+    "overlap nan": ({"overlap": float("nan")}, "predict.overlap"),
+    "blend": ({"blend": "gausian"}, "gaussian"),
+    "tta": ({"tta": "yes"}, "predict.tta"),
+    "dtype": ({"dtype": "unit8"}, "uint8"),
+    "device": ({"device": "gpu0"}, "predict.device"),
+    "device of no type": ({"device": 3.5}, "predict.device"),
+    "a step's name": ({"postprocess": "Label"}, "list"),
+    "a step's class": ({"postprocess": [Label]}, "Label()"),
+    "a class of a network": ({"net": nn.Conv2d}, "net"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_make_no_sense(name, segmenter):
+    given, word = SETTINGS[name]
+    with pytest.raises(ConfigError) as e: Predictor(segmenter.path, **{"device": "cpu"} | given)
+    assert word in str(e.value), e.value
+
+
+@pytest.mark.parametrize("tile", [32, np.int64(32), [32, 32], np.array([32, 32]), torch.Size([32, 32])])
+def test_a_tile_in_every_form(tile, segmenter, image, wanted):
+    model = Predictor(segmenter.path, tile=tile, device=torch.device("cpu"))
+    assert np.abs(model(image, probabilities=True) - wanted).max() < 0.2
+
+
+# Name: (what is given, a word of the sentence)
+NO_CHECKPOINT = {
+    "a preset": ("semantic_seg_2d", "preset"), "None": (None, "None"), "text": ("nothing.ckpt", "does not exist"),
+    "a dict": ({"state_dict": {}}, "dict"), "a network": (nn.Conv2d(1, 1, 3), "save_checkpoint"), "a number": (3, "int"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINT)
+def test_what_is_no_checkpoint(name):
+    given, word = NO_CHECKPOINT[name]
+    with pytest.raises(ConfigError) as e: Predictor(given, device="cpu")
+    assert word in str(e.value), e.value
+
+
+# ---- what training knew
+
+def write_scenes(path, x, z=2.0):
+    "An OME-TIFF of two stacks, of which the second is `x` and has other voxels."
+    with tifffile.TiffWriter(path, ome=True) as w:
+        for image, size in ((x * 0 + 7, 0.5), (x, z)):
+            w.write(image, metadata=dict(axes="ZYX", PhysicalSizeX=0.5, PhysicalSizeY=0.5, PhysicalSizeZ=size))
+
+
+def write_levels(path, x):
+    "An OME-TIFF of two levels, the second of half the size."
+    with tifffile.TiffWriter(path, ome=True) as w:
+        w.write(x, subifds=1, photometric="minisblack", metadata=dict(axes="YX", PhysicalSizeX=0.5, PhysicalSizeY=0.25))
+        w.write(x[::2, ::2], subfiletype=1, photometric="minisblack")
+
+
+@pytest.fixture(scope="module")
+def plain(segmenter):
+    "Another predictor of the same run, to be changed."
+    return lambda: Predictor(segmenter.path, device="cpu")
+
+
+def test_scene_and_voxels(plain, image, tmp_path, monkeypatch):
+    "The scene of training is read, its voxel size stretches it and is written."
+    model = plain()
+    model.recipe.scene, model.recipe.planes = 1, [2]
+    (tmp_path / "in").mkdir()
+    write_scenes(tmp_path / "in" / "a.ome.tif", np.stack([image] * 4))
+    np.testing.assert_array_equal(model(tmp_path / "in" / "a.ome.tif"), model(image))
+    assert not model.predict_folder(tmp_path / "in", tmp_path / "out", progress=False).failed
+    assert image_info(tmp_path / "out" / "a.ome.tif").pixel_size == (2.0, 0.5, 0.5)
+
+
+def test_level(plain, image, tmp_path):
+    "Of a coarser level the pixels are larger, in the result, too."
+    model = plain()
+    model.recipe.level = 1
+    write_levels(tmp_path / "a.ome.tif", image)
+    np.testing.assert_array_equal(model(tmp_path / "a.ome.tif"), model(image[::2, ::2]))
+    outcome = model.predict_folder(tmp_path / "a.ome.tif", tmp_path / "out", progress=False)
+    info = image_info(outcome.done[0])
+    assert info.shape[-2:] == (32, 32) and info.pixel_size[1:] == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("planes, z", [([0], 2.0), ([0, 2, 4], 4.0), ([4, 2], 4.0), ([0, 1, 3], None), (None, 2.0)])
+def test_planes_are_farther_apart_where_some_are_left_out(planes, z, plain):
+    model = plain()
+    model.recipe.planes = planes
+    assert model._size_of_result((2.0, 0.5, 0.5)) == (z, 0.5, 0.5)
+
+
+def test_pixel_size_of_files_that_do_not_say(plain, image, tmp_path):
+    model = plain()
+    model.recipe.pixel_size = [1.0, 0.2, 0.2]
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    outcome = model.predict_folder([tmp_path / "a.tif"], tmp_path / "out", progress=False)
+    assert image_info(outcome.done[0]).pixel_size[1:] == (0.2, 0.2)
+
+
+def test_axes_and_channels(plain, image, tmp_path):
+    "Axes that only training was told, and channels that it chose, hold for files and for arrays."
+    model = plain()
+    model.recipe.axes["IM"], model.recipe.channels["IM"] = "CYX", [1]
+    x = np.stack([image * 0, image])
+    tifffile.imwrite(tmp_path / "a.tif", x, photometric="minisblack", metadata=dict(axes="PYX"))
+    for given in (tmp_path / "a.tif", x, x[None, :, None], image):
+        np.testing.assert_array_equal(np.asarray(model(given)).squeeze(), model(image))
+    assert not model.predict_folder(tmp_path / "a.tif", tmp_path / "out", progress=False).failed
+
+
+def test_voxels_of_an_array(plain):
+    "A model of isotropic voxels asks for them."
+    model = plain()
+    model.recipe.isotropic = True
+    with pytest.raises(DataError, match="pixel_size"): model(np.zeros((40, 40)))
+    for size in (3, (1, 1), (1, 0, 1), ("a", 1, 1), (1, float("nan"), 1)):
+        with pytest.raises(Im2ImError, match="pixel_size"): model(np.zeros((40, 40)), pixel_size=size)
+
+
+# ---- folders and lists
+
+def test_whatever_goes_wrong_with_one_file(plain, pairs, image, tmp_path, monkeypatch):
+    "Errors of every kind are reported and skipped."
+    model, raw, folder = plain(), Predictor._raw, tmp_path / "in"
+    for i in range(5): write_image(folder / f"{i}.tif", image[:40 + i])
+    errors = {41: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), 42: MemoryError(),
+              43: KeyError("who knows"), 44: PermissionError(13, "Permission denied", "x")}
+
+    def failing(self, x, *args, **kwargs):
+        if x.shape[1] in errors: raise errors[x.shape[1]]
+        return raw(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Predictor, "_raw", failing)
+    outcome = model.predict_folder(folder, tmp_path / "out", progress=False)
+    assert [p.name for p in outcome.done] == ["0.ome.tif"] and len(outcome.failed) == 4
+    for name, word in (("1.tif", "enough memory"), ("2.tif", "enough memory"), ("3.tif", "who knows"), ("4.tif", "Permission denied")):
+        said = outcome.failed[str(folder / name)]
+        assert word in said and name in said and "\n" not in said, said
+    for part in ("IM", "GT"):
+        for i in range(5): write_image(tmp_path / "set" / part / f"{i}.tif", (image[:40 + i] > 9).astype(np.uint8) if part == "GT" else image[:40 + i])
+    rows, outcome = model.evaluate(tmp_path / "set", progress=False)
+    assert [r["image"] for r in rows] == ["0.tif"] and len(outcome.failed) == 4
+
+
+def test_a_list_of_files(segmenter, pairs, image, tmp_path):
+    good = pairs / "IM" / "000.tif"
+    (tmp_path / "bad.tif").write_text("no image")
+    write_image(tmp_path / "three.tif", np.stack([image] * 3), axes="CYX")
+    outcome = segmenter.predict_folder([good, tmp_path / "bad.tif", str(tmp_path / "three.tif"), tmp_path / "gone.tif"], tmp_path / "out", progress=False)
+    assert [p.name for p in outcome.done] == ["000.ome.tif"] and len(outcome.failed) == 3
+    assert "3 channel(s)" in outcome.failed[str(tmp_path / "three.tif")]
+    for wrong in ([], [image], None, 3, {"IM": good}, [good, good]):
+        with pytest.raises(DataError): segmenter.predict_folder(wrong, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"): segmenter.predict_folder([good], tmp_path / "file" / "out")
+
+
+def test_evaluation_names_a_file_of_other_channels(segmenter, pairs, image, tmp_path):
+    for part in ("IM", "GT"):
+        write_image(tmp_path / part / "a.tif", read_image(pairs / part / "000.tif")[0, 0, 0])
+        write_image(tmp_path / part / "b.tif", read_image(pairs / part / "001.tif")[0, 0, 0])
+    write_image(tmp_path / "IM" / "a.tif", np.stack([image] * 2), axes="CYX")
+    rows, outcome = segmenter.evaluate(tmp_path, progress=False)
+    assert [r["image"] for r in rows] == ["b.tif"] and "2 channel(s)" in outcome.failed[str(tmp_path / "IM" / "a.tif")]
+
+
+def test_a_network_that_gives_nan(plain, image, pairs, tmp_path):
+    model = plain()
+    with torch.no_grad(): next(model.module.parameters()).fill_(float("nan"))
+    with pytest.raises(DataError, match="NaN"): model(image)
+    assert len(model.predict_folder(pairs, tmp_path / "out", progress=False).failed) == 4
+
+
+# ---- labels
+
+def checkered(n: int) -> np.ndarray:
+    "A mask of n objects of one pixel each, at least 300 pixels wide."
+    mask = np.zeros((2 * (n // 150 + 1), 300), np.uint8)
+    at = np.arange(n)
+    mask[2 * (at // 150), 2 * (at % 150)] = 1
+    return mask
+
+
+@pytest.mark.parametrize("n, dtype", [(200, np.uint16), (300, np.uint16), (70_000, np.int32)])
+def test_labels_of_many_objects(n, dtype, plain, tmp_path, monkeypatch):
+    "No number wraps around, in an array, a lazy one, or a file."
+    model, mask = plain(), checkered(n)
+    model.postprocess = [Label()]
+    monkeypatch.setattr(Predictor, "_finish", lambda self, raw, probabilities: (raw[0].numpy() > 0).astype(np.uint8))
+    monkeypatch.setattr(Predictor, "_raw", lambda self, x, *a, **k: torch.from_numpy(x[None]))
+    model.recipe = None
+    labels = model(mask)
+    assert labels.max() == n and labels.dtype == dtype and len(np.unique(labels)) == n + 1
+    lazy = model(da.from_array(mask[None], (1, *mask.shape)), axes="TYX")
+    assert lazy.dtype == np.int32 and lazy.compute().dtype == np.int32 and lazy.max().compute() == n
+    write_image(tmp_path / "a.tif", mask)
+    done = model.predict_folder(tmp_path / "a.tif", tmp_path / "out", progress=False).done
+    np.testing.assert_array_equal(read_image(done[0]).squeeze(), labels)
+
+
+@pytest.mark.parametrize("top, dtype", [(255, np.uint8), (256, np.uint16), (65535, np.uint16), (65536, np.int32)])
+def test_class_numbers_of_a_framework_of_ones_own(top, dtype):
+    labels = module._smallest(np.array([0, top]))
+    assert labels.dtype == dtype and labels.max() == top
