@@ -364,7 +364,7 @@ class FiniteLoss(pl.Callback):
         if not bad: return
         raise Im2ImError(
             f"the weights became nan or infinite by step {trainer.global_step} ({bad[0]}); they are"
-            " not saved, the checkpoints are from before. {_advice([], trainer)}"
+            f" not saved, the checkpoints are from before. {_advice([], trainer)}"
         )
 
 

@@ -195,6 +195,7 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
         batch_size=p.batch_size,
         tta=p.tta,
         direction=p.direction,
+        dropout=p.dropout,
         postprocess=p.postprocess,
         dtype=p.dtype,
         device=p.device,

@@ -631,6 +631,9 @@ class PredictConfig(_Strict):
     tta: Optional[bool] = None
     # Frameworks that translate both ways: from source to target (A2B), or back (B2A)
     direction: str = option("A2B", choices=("A2B", "B2A"))
+    # Adversarial frameworks: whether the generator's dropout is at work, as noise; null = as the
+    # model's `dropout_noise`
+    dropout: Optional[bool] = None
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers
     # Write the spread of the predictions that are averaged, too (Self2Self); it shows where to
     # trust the result

@@ -118,6 +118,7 @@ def _figures(result: dict, folder: Path) -> dict:
     seconds, score = result["seconds"], result["best_score"]
     return {
         f"best {result['monitor']}": "-" if score is None else f"{score:.4g}",
+        "checkpoint taken": f"{result.get('checkpoint', 'best')}.ckpt",
         "epochs": result["epochs"],
         "steps": result["steps"],
         "time": f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes",

@@ -840,6 +840,8 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float, again: bool) ->
         if again and received != signal.SIGINT and requeue():
             rank_zero_info("the job is in SLURM's queue again")
         return run
+    best = folder / "checkpoints" / "best.ckpt"  # nothing was validated before the end
+    if run.last.is_file() and not best.is_file(): shutil.copy2(run.last, best)
     if run.metrics: save_figure(run.plot(), folder / "curves.png")
     _say_which(trainer.outcome)
     outcome = trainer.outcome or {"monitor": None, "best_score": None}

@@ -322,7 +322,7 @@ def test_path_of_the_data(tmp_path, pairs):
 
 
 # tests/test_supervised.py, test_adversarial.py, test_trainer.py and test_self_supervised.py have those that need another run or another task
-ELSEWHERE = {"init_from", "dtype", "metrics", "direction", "fast_dev_run", "lr_finder", "batch_size_finder", "requeue", "uncertainty", "compare"}
+ELSEWHERE = {"init_from", "dtype", "metrics", "direction", "dropout", "fast_dev_run", "lr_finder", "batch_size_finder", "requeue", "uncertainty", "compare"}
 
 
 # Prediction

@@ -288,7 +288,7 @@ def test_dropout_is_noise_in_prediction_only_where_it_is_asked_for(tmp_path):
     assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
     model.module.seed += 1
     assert not torch.equal(first, model.module.predict_raw(image))
-    model.module.dropout_noise = False
+    model = Predictor(made.best, device="cpu", dropout=False)  # `predict.dropout`
     still = model.module.predict_raw(image)
     model.module.seed += 1
     assert torch.equal(still, model.module.predict_raw(image)) and not torch.equal(still, first)

@@ -1591,6 +1591,7 @@ def _check_whole(array: np.ndarray, path: str | Path):
     "Say that float32 does not hold whole numbers of so many digits."
     if array.dtype.itemsize < 4 or not array.size: return
     top = max(int(array.max()), -int(array.min()))
-    if top > 2**24: _tell(Path(path), "digits", f"has whole numbers up to {top}; a network computes "
-                          "in float32, which holds 7 digits, so that as intensities they are "
-                          "rounded. Subtract an offset if these digits matter.")
+    if top <= 2**24: return
+    _tell(Path(path), "digits", f"has whole numbers up to {top}; a network computes in float32, "
+          "which holds 7 digits, so that as intensities they are rounded. Subtract an offset if "
+          "these digits matter.")

@@ -234,6 +234,9 @@ class Predictor:
         tta: Optional[bool] = None,
         # Of frameworks that translate both ways: 'A2B', from source to target, or 'B2A'
         direction: str = "A2B",
+        # Of adversarial frameworks: whether the generator's dropout is at work, as noise; None = as
+        # the model was trained with, `model.dropout_noise`
+        dropout: Optional[bool] = None,
         # Steps after the network, or their descriptions; None = those of the checkpoint
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
         # Number format of intensities, such as 'uint8' or 'float32'; None = that of the targets
@@ -249,6 +252,7 @@ class Predictor:
         kept = checkpoint.get("Im2ImDataModule") or {}
         self.known_channels, self.direction = kept.get("in_channels"), direction
         if direction != "A2B": self._turn(kept)
+        if dropout is not None: self._draw(dropout)
         self.tile, self.overlap, self.blend = _tile_of(tile, self.dims), overlap, blend
         self.batch_size = int(batch_size)
         configured = (self.module.config or {}).get("predict", {})
@@ -278,6 +282,18 @@ def _turn(self: Predictor, data: dict):
     self.module.towards(self.direction)
     if self.recipe: self.recipe = self.recipe.reversed()
     self.known_channels = data.get("out_channels")
+
+
+@patch
+def _draw(self: Predictor, on: bool):
+    "Set whether dropout is at work."
+    if not hasattr(self.module, "draw"):
+        raise ConfigError(
+            f"`predict.dropout` is for generators of adversarial frameworks, such as Pix2Pix, but"
+            f" this model is {type(self.module).__name__}; leave it out."
+        )
+    self.module.draw(on)
+
 
 # %% ../../nbs/inference/01_predictor.ipynb #e39b5b18
 @patch

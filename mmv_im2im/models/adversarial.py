@@ -354,6 +354,15 @@ def generate(self: AdversarialModule,
     with _sampling(net, x, derive_seed(self.seed, "dropout")): return net(x)
 
 
+@patch
+def draw(self: AdversarialModule,
+    on: bool,  # Whether a prediction is a sample, by dropout, or the same for every seed
+):
+    "Choose whether dropout is at work in prediction; `ConfigError` where there is none."
+    if on: check_dropout(self.network)
+    self.dropout_noise = on
+
+
 def check_dropout(
     net: nn.Module,  # A generator
 ):
