@@ -4,18 +4,25 @@ import threading
 import dask.array as da
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import tifffile
 import torch
 from PIL import Image
 from small import CONFIG, cells, changed
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from mmv_im2im.cli import main
 from mmv_im2im.config import from_dict
 from mmv_im2im.core import ConfigError, DataError, Im2ImError
+from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.images import image_info, read_image, write_image
 from mmv_im2im.inference import predictor as module
-from mmv_im2im.inference.predictor import Outcome, Predictor
+from mmv_im2im.inference.predictor import Predictor
+from mmv_im2im.models.cyclegan import CycleGAN
+from mmv_im2im.models.denoising_nets import PartialUNet
+from mmv_im2im.models.fcn import FCN
+from mmv_im2im.models.pix2pix import Pix2Pix
+from mmv_im2im.models.self_supervised import BernoulliMask, SelfSupervised
 from mmv_im2im.postprocess import Label
 from mmv_im2im.trainers import train
 
@@ -349,3 +356,224 @@ def test_labels_of_many_objects(n, dtype, plain, tmp_path, monkeypatch):
 def test_class_numbers_of_a_framework_of_ones_own(top, dtype):
     labels = module._smallest(np.array([0, top]))
     assert labels.dtype == dtype and labels.max() == top
+
+
+# ---- own parts
+
+def quick(**more) -> pl.Trainer:
+    "A trainer of one epoch that writes nothing."
+    return pl.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False, enable_checkpointing=False,
+                      enable_model_summary=False, num_sanity_val_steps=0, **more)
+
+
+def conv(ci=1, co=1): return nn.Conv2d(ci, co, 3, padding=1)
+
+
+class Gives(nn.Module):
+    "A network that returns what a function makes of its image."
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.wrap = conv(), wrap
+
+    def forward(self, x): return self.wrap(self.conv(x))
+
+
+class Each(nn.Module):
+    "A loss that is not reduced."
+    def forward(self, p, y): return (p - y).abs()
+
+
+class Mine(FCN):
+    "A framework of one's own with another argument, that must be given."
+    def __init__(self, net, loss, strength):
+        super().__init__(net=net, loss=loss)
+        self.strength = strength
+
+
+class Fewer(FCN):
+    "One that leaves out what it does not need."
+    def __init__(self, net): super().__init__(net=net, task="segmentation")
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory):
+    "Pairs of intensities."
+    return cells(tmp_path_factory.mktemp("restored") / "cells", 4, source="nuclei", target="nuclei")
+
+
+def data(path): return Im2ImDataModule(path=path, patch=(32, 32), patches_per_image=1, batch_size=2, num_workers=0)
+
+
+# Name: a model that trains and predicts
+PARTS = {
+    "a dict of one": lambda: FCN(Gives(lambda y: {"image": y})),
+    "a dict with 'out'": lambda: FCN(Gives(lambda y: {"aux": 3, "out": y})),
+    "a tuple": lambda: FCN(Gives(lambda y: (y, y))),
+    "a loss of each pixel": lambda: FCN(conv(), Each()),
+    "a loss that torch does not reduce": lambda: FCN(conv(), nn.L1Loss(reduction="none")),
+    "a function": lambda: FCN(conv(), nn.functional.l1_loss),
+    "in parallel": lambda: FCN(nn.DataParallel(conv())),
+    "a class of optimizer": lambda: FCN(conv(), optimizer=torch.optim.Adam),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_own_parts_that_work(name, restored):
+    model = PARTS[name]()
+    trainer = quick()
+    trainer.fit(model, datamodule=data(restored))
+    assert np.isfinite(float(trainer.callback_metrics["train/loss"])) and np.isfinite(float(trainer.callback_metrics["val/loss"]))
+
+
+# Name: (what is made or done, a word of the sentence)
+REFUSED = {
+    "the class of a loss": (lambda: FCN(conv(), nn.L1Loss), "L1Loss(...)"),
+    "the class of a network": (lambda: FCN(nn.Conv2d), "Conv2d(...)"),
+    "the name of a loss": (lambda: FCN(conv(), "L1Loss"), "'L1Loss'"),
+    "the name of a network": (lambda: FCN("UNet"), "`net`"),
+    "a description of a loss": (lambda: FCN(conv(), {"_target_": "L1Loss"}), "dict"),
+    "a function as network": (lambda: FCN(lambda x: x), "`net`"),
+    "an optimizer that is made": (lambda: FCN(conv(), optimizer=torch.optim.SGD(conv().parameters(), 0.1)), "`optimizer`"),
+    "the name of an optimizer": (lambda: FCN(conv(), optimizer="Adam"), "`optimizer`"),
+    "the class of a discriminator": (lambda: Pix2Pix(conv(), nn.Conv2d), "`discriminator`"),
+    "an array into the model": (lambda: FCN(conv())(np.zeros((1, 1, 32, 32), np.float32)), "tensor"),
+    "a picture without batch": (lambda: FCN(conv())(torch.zeros(32, 32)), "(32, 32)"),
+    "a dict of several": (lambda: FCN(Gives(lambda y: {"a": y, "b": y})).predict_raw(torch.zeros(1, 1, 32, 32)), "a, b"),
+    "no tensor": (lambda: FCN(Gives(lambda y: "image")).predict_raw(torch.zeros(1, 1, 32, 32)), "image"),
+    "a loss that gives a dict": (lambda: FCN(conv(), lambda p, y: {"l": p.mean()}).losses({"IM": torch.zeros(1, 1, 8, 8), "GT": torch.zeros(1, 1, 8, 8)}), "one tensor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_own_parts_that_cannot_work(name):
+    do, word = REFUSED[name]
+    with pytest.raises(Im2ImError) as e: do()
+    assert word in str(e.value), e.value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+def test_a_plain_loader(dtype):
+    "Pairs of tensors, as any loader gives them; one image alone is predicted."
+    x = (torch.rand(4, 1, 32, 32) * 9).to(dtype)
+    loader = DataLoader(TensorDataset(x, x.float()), batch_size=2)
+    model, trainer = FCN(conv()), quick()
+    trainer.fit(model, loader, loader)
+    out = trainer.predict(model, DataLoader(TensorDataset(x), batch_size=2))
+    assert torch.equal(torch.cat(out), model.predict_raw(x.float()))
+    for bad in (DataLoader([{"x": x[0]}]), DataLoader(TensorDataset(x[:, 0], x[:, 0])), DataLoader(["a", "b"])):
+        with pytest.raises(DataError, match="IM"): quick().fit(FCN(conv()), bad)
+
+
+def test_lightning_predicts_what_the_data_module_gives(restored):
+    module = data(restored)
+    module.setup("fit")
+    model = FCN(conv())
+    out = quick().predict(model, dataloaders=module.val_dataloader())
+    assert all(o.ndim == 4 for o in out)
+
+
+def test_frameworks_of_ones_own(tmp_path, restored, image):
+    "Made again where the network is enough; given whole where it is not."
+    for model, made in ((Mine(conv(), nn.L1Loss(), 2.0), None), (Fewer(conv()), "net")):
+        trainer = quick()
+        trainer.fit(model, DataLoader([{"IM": torch.rand(1, 16, 16), "GT": torch.ones(1, 16, 16).long() if made else torch.rand(1, 16, 16)}]))
+        trainer.save_checkpoint(tmp_path / "m.ckpt")
+        if made: again = Predictor(tmp_path / "m.ckpt", net=conv(), device="cpu", trust=__name__)
+        else:
+            with pytest.raises(ConfigError, match="Mine"): Predictor(tmp_path / "m.ckpt", net=conv(), device="cpu", trust=__name__)
+            again = Predictor(tmp_path / "m.ckpt", net=Mine(conv(), nn.L1Loss(), 2.0), device="cpu")
+        want = model.finish(model.predict_raw(torch.from_numpy(image.astype(np.float32))[None, None]))[0, 0]
+        np.testing.assert_allclose(again(image), want.numpy())
+
+
+def test_weights_of_a_wrapped_network(tmp_path):
+    model, trainer = FCN(nn.DataParallel(conv())), quick()
+    trainer.fit(model, DataLoader([{"IM": torch.rand(1, 16, 16), "GT": torch.rand(1, 16, 16)}]))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    x = torch.rand(20, 20)
+    np.testing.assert_allclose(Predictor(tmp_path / "m.ckpt", net=conv(), device="cpu")(x), model.predict_raw(x[None, None])[0, 0], atol=1e-6)
+
+
+# ---- threads
+
+class Restless(nn.Module):
+    "A network that draws random numbers at every look."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop = conv(), nn.Dropout(0.5)
+
+    def forward(self, x): return nn.functional.dropout(self.drop(self.conv(x)) + torch.randn_like(x), 0.2)
+
+
+MODELS = {
+    "FCN": lambda: FCN(nn.Sequential(conv(), nn.BatchNorm2d(1), nn.Dropout(0.5), conv())),
+    "a restless network": lambda: FCN(Restless()),
+    "Self2Self": lambda: SelfSupervised(PartialUNet(2, 1, 1, (4, 8)), BernoulliMask(samples=9)),
+    "Self2Self, alone": lambda: SelfSupervised(PartialUNet(2, 1, 1, (4, 8)), BernoulliMask(samples=9), channels="alone"),
+    "CycleGAN": lambda: CycleGAN(nn.Sequential(conv(), nn.Dropout(0.5)), conv()),
+    "Pix2Pix": lambda: Pix2Pix(nn.Sequential(conv(), nn.BatchNorm2d(1))),
+}
+
+
+def at_once(*functions) -> list:
+    "Results of functions that run at the same time, each in a thread."
+    out, gate = [None] * len(functions), threading.Barrier(len(functions))
+
+    def go(i):
+        gate.wait()
+        try: out[i] = functions[i]()
+        except BaseException as e: out[i] = e
+
+    threads = [threading.Thread(target=go, args=(i,)) for i in range(len(functions))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    return out
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_threads_predict_at_once(name, training):
+    "The same pixels in each, probing and predicting at once; modes, weights and torch's generator stay."
+    torch.manual_seed(0)
+    model = MODELS[name]().train(training)
+    next(model.children()).eval()  # modes of parts are kept, too
+    x = torch.rand(1, 1, 40, 44)
+    state, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    before = torch.random.get_rng_state()
+    found = at_once(*[lambda: model.predict_raw(x, tile=(16, 16))] * 4)
+    for y in found: assert isinstance(y, torch.Tensor), y
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    torch.rand(3)
+    want = model.predict_raw(x, tile=(16, 16))
+    assert all(torch.equal(y, want) for y in found)
+
+
+def test_threads_of_both_ways():
+    "A CycleGAN that predicts while its other way runs."
+    torch.manual_seed(0)
+    model, x = CycleGAN(conv(), conv()).eval(), torch.rand(1, 1, 40, 44)
+    with torch.no_grad():
+        want = model.predict_raw(x)
+        *found, _ = at_once(*[lambda: model.predict_raw(x)] * 3, lambda: [model._run(x, "B2A") for _ in range(30)])
+    assert all(torch.equal(y, want) for y in found) and model.direction == "A2B"
+
+
+def test_the_same_pixels_whatever_the_way_in(tmp_path):
+    "An array, a lazy one, a file and a thread, through Self2Self."
+    torch.manual_seed(0)
+    model, trainer = MODELS["Self2Self"](), quick()
+    trainer.fit(model, DataLoader([{"IM": torch.rand(1, 16, 16)}]))
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    predictor = Predictor(tmp_path / "m.ckpt", net=PartialUNet(2, 1, 1, (4, 8)), device="cpu")
+    x = np.random.default_rng(0).random((6, 32, 32), np.float32)
+    want = np.stack([predictor(i) for i in x])
+    np.testing.assert_array_equal(predictor(da.from_array(x, (1, 32, 32)), axes="TYX").compute(scheduler="threads", num_workers=4), want)
+    for i, image in enumerate(x): write_image(tmp_path / "in" / f"{i}.tif", image)
+    done = predictor.predict_folder(tmp_path / "in", tmp_path / "out", progress=False).done
+    np.testing.assert_array_equal([read_image(p).squeeze() for p in done], want)
+    found = at_once(lambda: predictor(x[0]), lambda: predictor(x[0], uncertainty=True), lambda: predictor(x[1]))
+    np.testing.assert_array_equal(found[0], want[0])
+    assert len(found[1]) == 2 and found[1][0].shape == (32, 32)
+    np.testing.assert_array_equal(found[2], want[1])

@@ -210,6 +210,7 @@ RIGHT = {  # case: (writer of targets, writer of sources, arguments, words that 
     "bool": (lambda p, m, i: np.save(p.with_suffix(".npy"), m.astype(bool)), None, {}, None),
     "one mask is empty": (lambda p, m, i: tif(p, m * np.uint8(i > 0)), None, {}, None),
     "one source is blank": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, x * np.uint16(i > 0)), {}, "1 of 6 sources that were looked into are of a single value"),
+    "all sources are blank": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, x * 0), {}, "all 6 sources that were looked into, of 6, are of a single value"),
     "a plane drawn of a stack": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, stack(x, 9), "ZYX"), {"planes": [4]}, None),
     "time points": (lambda p, m, i: tif(p, stack(m, 3), "TYX"), lambda p, x, i: tif(p, stack(x, 3), "TYX"), {"time_points": True}, None),
 }
@@ -238,7 +239,6 @@ HOPELESS = {  # case: (writer of targets, writer of sources, arguments, words)
     "empty": (lambda p, m, i: tif(p, m * 0), None, {}, ["all 6 targets are empty", "GT/0.tif"]),
     "all foreground": (lambda p, m, i: tif(p, m * 0 + 1), None, {}, ["all 6 targets are of a single value"]),
     "targets of one value": (lambda p, m, i: tif(p, m * 0 + 7), None, {"target_kind": "image"}, ["all 6 targets are of a single value"]),
-    "sources of one value": (lambda p, m, i: tif(p, m), lambda p, x, i: tif(p, x * 0), {}, ["all 6 sources are of a single value", "IM/0.tif"]),
     "painted in color": (lambda p, m, i: rgb(p, colors(m, 255, 0, 30)), None, {}, ["GT/0.png' is a color image", "2 colors", "`data.target_channels: [0, 1, 2]`"]),
     "color with alpha": (lambda p, m, i: rgb(p, np.dstack([colors(m, 255, 0, 30), m * 0 + 255])), None, {}, ["is a color image"]),
     "one of six in color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255) if i == 4 else m), None, {}, ["GT/4.png' is a color image", "`data.target_channels: [0]`"]),

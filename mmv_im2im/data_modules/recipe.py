@@ -521,20 +521,20 @@ def _look_into(key: str, sample: dict, recipe: Recipe) -> tuple:
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #b2226c95
 def _tell_constant(key: str, seen: dict, n: int, recipe: Recipe) -> list[str]:
-    "Images of one value; `DataError` where all are."
+    "Images of one value; `DataError` where all targets are."
     flat = [path for path, (low, high, *_) in seen.items() if low == high]
     if not flat: return []
     what, masks = _WHAT[key], key == "GT" and recipe.labels
     value = {seen[p][0] for p in flat}
     has = "empty (every pixel is 0)" if masks and value == {0} else "of a single value"
-    if len(flat) == len(seen) == n:
+    if key == "GT" and len(flat) == len(seen) == n:
         raise DataError(
             f"nothing can be learnt: all {n} {what}s are {has}, such as '{flat[0]}'; check that"
             f" these are the right files, and the right channel or plane of them."
         )
     if len(flat) == len(seen):
         return [f"all {len(seen)} {what}s that were looked into, of {n}, are {has}, such as"
-                f" '{flat[0]}'; check that they are the right files"]
+                f" '{flat[0]}'; there is nothing to learn unless others differ"]
     if masks: return []
     return [f"{len(flat)} of {len(seen)} {what}s that were looked into are {has}, such as"
             f" '{flat[0]}'; remove them if they are no images"]
@@ -546,8 +546,8 @@ def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
     jpeg = [path for path, (*_, changed) in seen.items() if changed]
     soft = [path for path, (*_, soft, changed) in seen.items() if soft and not changed]
     if jpeg: notes.append(
-        f"targets such as '{jpeg[0]}' are JPEG, which blurs masks; every pixel was set to the nearer"
-        " of its two levels; save masks as PNG or TIFF to have them as they were drawn")
+        f"targets such as '{jpeg[0]}' are JPEG, which blurs masks; every pixel was set to the"
+        " nearer of its two levels; save masks as PNG or TIFF to have them as they were drawn")
     if soft: notes.append(
         f"targets such as '{soft[0]}' have soft edges, values between 0 and 255 as after resizing"
         " or JPEG, and every value above 0 is a label; set them to 0 and 255 if they are masks")

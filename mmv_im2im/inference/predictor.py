@@ -600,11 +600,7 @@ def _raw(
     "Raw output for one image `(C, [Z,] Y, X)` that is normalised already."
     source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
     how = self.tile, self.overlap, self.blend, self.batch_size, progress, self.tta
-    if spread: self.module.spread = True
-    try:
-        return self.module.predict_raw(source, *how)
-    finally:
-        if spread: self.module.spread = False
+    return self.module.predict_raw(source, *how, **({"spread": True} if spread else {}))
 
 # %% ../../nbs/inference/01_predictor.ipynb #3e2fa0ca
 @patch
@@ -814,11 +810,8 @@ def evaluate(self: Predictor,
         )
     samples = find_samples(path, layout, source, target, costmap, pairing, nested)
     if self.direction == "B2A": samples = [_swapped(s) for s in samples]
-    usual, self.module.metrics = self.module.metrics, self._metrics(names, pairing)
-    try:
-        return self._evaluate(list(samples), pairing == "paired", compare, progress)
-    finally:
-        self.module.metrics = usual
+    chosen = self._metrics(names, pairing)
+    return self._evaluate(list(samples), chosen, pairing == "paired", compare, progress)
 
 
 # %% ../../nbs/inference/01_predictor.ipynb #4ad8d223
@@ -842,10 +835,12 @@ _COMPARED = 64  # Images of a set that are kept to be compared as a whole
 
 @patch
 def _evaluate(
-    self: Predictor, samples: list[dict], paired: bool, compare: bool, progress: bool
+    self: Predictor, samples: list[dict], metrics: Optional[list[str]], paired: bool, compare: bool,
+    progress: bool,
 ) -> tuple[list[dict], Outcome]:
     "Rows and outcome for samples that were found."
     rows, result, sets = [], Outcome(), ([], [], [])
+    distances = split_metrics(self.module.task, metrics)[1]
     named = list(zip(samples, _row_names(samples)))
     for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
@@ -854,10 +849,11 @@ def _evaluate(
             x = self.recipe.load(s)
             pred, target, seen = self._compared(x)
             for kept, image in zip(sets, (pred, seen, x.get("IM"))):
-                room = self.module.distances and len(kept) < _COMPARED
+                room = distances and len(kept) < _COMPARED
                 if room and image is not None: kept.append(image)
             if pred is None: continue
-            figures = self.module.image_figures(pred, target, x.get("CM")) if paired else {}
+            figures = {}
+            if paired: figures = self.module.image_figures(pred, target, x.get("CM"), metrics)
             if compare: figures |= self._beside_filters(x["IM"], seen, result)
             rows.append({"image": name} | figures)
             result.done.append(Path(file))
@@ -865,8 +861,8 @@ def _evaluate(
             at = f" t={s['time']}" if "time" in s else ""
             result.failed[f"{file}{at}"] = _said(e, file)
     try:
-        if self.module.distances and sets[0] and sets[1]:
-            aside = {"spatial_dims": self.dims, "names": self.module.distances}
+        if distances and sets[0] and sets[1]:
+            aside = {"spatial_dims": self.dims, "names": distances}
             result.figures = set_metrics(*sets, **aside)
     except Exception as e:  # the figures of single images stand
         result.failed["all images together"] = _said(e, "all images together")

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..core import ConfigError, derive_seed, did_you_mean
-from .base import Im2ImModule, _evaluating, _sampling
+from .base import Drawing, Im2ImModule, _evaluating
 from .manual import ManualModule
 
 # %% ../../nbs/models/05_adversarial.ipynb #72197eb7
@@ -351,7 +351,7 @@ def generate(self: AdversarialModule,
 ) -> Any:  # What it gives
     "Run a generator; its dropout works in training, and where `dropout_noise` asks for it."
     if self.training or not self.dropout_noise: return net(x)
-    with _sampling(net, x, derive_seed(self.seed, "dropout")): return net(x)
+    with Drawing(derive_seed(self.seed, "dropout"), dropout=True): return net(x)
 
 
 @patch

@@ -20,7 +20,7 @@ from mmv_im2im.models.adversarial import (
     AdversarialModule, ReplayBuffer, check_dropout, check_game, scores_of, spread
 )
 from .base import check_target_kind, metric_names
-from ..tiling import unpad
+from ..tiling import image_of, unpad
 
 # %% ../../nbs/models/07_cyclegan.ipynb #f77f2692
 class CycleGAN(AdversarialModule):
@@ -123,12 +123,9 @@ def translate(self: CycleGAN, source):
 @patch
 def _run(self: CycleGAN, x: torch.Tensor, direction: Optional[str] = None) -> torch.Tensor:
     "A generator's raw output, at any size."
-    was, self.direction = self.direction, direction or self.direction
-    try:
-        padded, crop = self.fit_size(x)
-        y = self.generate(self.network, padded)
-    finally:
-        self.direction = was
+    net = self.net if (direction or self.direction) == "A2B" else self.net_back
+    padded, crop = self.fit_size(x, net)
+    y = image_of(self.generate(net, padded))
     return y if padded is x else unpad(y, crop)
 
 # %% ../../nbs/models/07_cyclegan.ipynb #2b9c9278

@@ -10,7 +10,8 @@ __all__ = ['weighted_mean', 'apply_loss', 'CharbonnierLoss', 'GradientLoss', 'Pe
 # %% ../../nbs/models/02_losses.ipynb #d0132e36
 import copy
 import re
-from typing import NamedTuple, Optional, Sequence
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import ConfigError, DataError
+from ..tiling import image_of
 
 # %% ../../nbs/models/02_losses.ipynb #50a9b519
 def weighted_mean(
@@ -75,21 +77,33 @@ def apply_loss(
     weight: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:  # One number
     "Call `loss` with its cost map honoured; `ConfigError` if it cannot be."
-    if getattr(loss, "takes_weight", False): return loss(pred, target, weight)
+    if getattr(loss, "takes_weight", False): return _one_number(loss, loss(pred, target, weight))
     pred = _full(pred)  # other libraries compute as they are given
     if weight is not None: target = _hide(target, _weights(pred, weight))
     if isinstance(loss, nn.CrossEntropyLoss): target = target[:, 0].long()
     elif not torch.is_floating_point(target): target = target.to(pred.dtype)
-    if weight is None: return loss(pred, target)
+    if weight is None: return _one_number(loss, loss(pred, target))
     values = _pixel_losses(loss, pred, target)
     return weighted_mean(values, _weights(_full(values), weight))
 
 
+def _one_number(loss: Any, value: Any) -> torch.Tensor:
+    "The mean of a loss that was not reduced; `ConfigError` where it is no tensor."
+    if isinstance(value, torch.Tensor): return value if value.ndim == 0 else _full(value).mean()
+    raise ConfigError(
+        f"`model.loss`: {getattr(loss, '__name__', type(loss).__name__)} must return one tensor,"
+        f" but gave a {type(value).__name__}; wrap it so that it returns the number to minimise."
+    )
+
+
 def _pixel_losses(loss: nn.Module, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     "The map of losses that `loss` would average."
-    pixelwise = copy.copy(loss)
-    pixelwise.reduction = "none"
-    values = pixelwise(pred, target) if hasattr(loss, "reduction") else torch.zeros(())
+    pixelwise = loss
+    if hasattr(loss, "reduction"):
+        pixelwise = copy.copy(loss)
+        pixelwise.reduction = "none"
+    values = pixelwise(pred, target)
+    if not isinstance(values, torch.Tensor): values = torch.zeros(())
     if values.ndim == pred.ndim - 1: values = values[:, None]
     if values.shape[2:] != pred.shape[2:]:
         package, name = type(loss).__module__.split(".")[0], type(loss).__name__
@@ -641,6 +655,7 @@ def as_levels(
 ) -> list[torch.Tensor]:  # Each `(B, K, [Z,] Y, X)`
     "What a network returned, as a list of predictions, finest first."
     ndim = spatial_dims + 2
+    if isinstance(output, Mapping): output = image_of(output)
     levels = list(output) if isinstance(output, (list, tuple)) else [output]
     if len(levels) == 1 and getattr(levels[0], "ndim", 0) == ndim + 1: levels = levels[0].unbind(1)
     if not levels or not all(isinstance(x, torch.Tensor) and x.ndim == ndim for x in levels):

@@ -6,6 +6,7 @@
 __all__ = ['neighbours', 'fill_in', 'Masking', 'BlindSpot', 'BernoulliMask', 'PairDownsample', 'diagonals', 'SelfSupervised']
 
 # %% ../../nbs/models/09_self_supervised.ipynb #2c96b800
+import inspect
 import itertools
 import math
 from dataclasses import asdict, dataclass
@@ -15,12 +16,13 @@ from typing import Callable, ClassVar, Optional, Sequence
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.nn import functional as F
 
 # %% ../../nbs/models/09_self_supervised.ipynb #7000ab38
 from ..core import ConfigError, build, derive_seed, find_class
-from .base import Im2ImModule, _sampling, check_target_kind, metric_names
+from .base import Drawing, Im2ImModule, check_target_kind, metric_names
 from .losses import apply_loss
-from ..tiling import pad_to_multiple, unpad
+from ..tiling import image_of, pad_to_multiple, unpad
 
 # %% ../../nbs/models/09_self_supervised.ipynb #520b9994
 def neighbours(
@@ -139,6 +141,7 @@ def loss(self: Masking,
 def draw(self: Masking,
     run: Callable,  # The network
     x: torch.Tensor,  # Noisy image or tile, `(B, C, [Z,] Y, X)`
+    generator: Optional[torch.Generator] = None,  # Of random numbers; None = torch's own
 ) -> torch.Tensor:  # The same size
     "One prediction; the network sees the image as it is."
     return run(x)
@@ -187,15 +190,18 @@ def _grown(hidden: torch.Tensor, line: Optional[str], reach: int) -> torch.Tenso
 
 
 def _drawn(
-    like: torch.Tensor, share: float, line: Optional[str], reach: int
+    like: torch.Tensor, share: float, line: Optional[str], reach: int,
+    generator: Optional[torch.Generator] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Pixels to guess, a share of all, and those to hide; whole lines where reach is as long."
     lengths = dict(zip("ZYX"[-(like.ndim - 2):], like.shape[2:]))
     if not line or len(line) == len(lengths) or any(2 * reach + 1 < lengths[a] for a in line):
-        guessed = torch.rand_like(like) < share
+        drawn = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        guessed = drawn < share
         return guessed, _grown(guessed, line, reach)
     once = [1 if a in line else n for a, n in lengths.items()]
-    hidden = torch.rand((*like.shape[:2], *once), device=like.device) < share
+    size = (*like.shape[:2], *once)
+    hidden = torch.rand(size, generator=generator, device=like.device) < share
     return hidden.expand_as(like), hidden.expand_as(like)
 
 
@@ -303,6 +309,7 @@ class BernoulliMask(Masking):
 @patch
 def keep(self: BernoulliMask,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+    generator: Optional[torch.Generator] = None,  # Of random numbers; None = torch's own
 ) -> tuple[torch.Tensor, torch.Tensor]:  # 1 where a pixel stays, else 0; True where it is guessed
     "Draw the pixels that stay, and those that are guessed: hidden ones far enough from all others."
     like = x[:, :1] if self.together else x
@@ -311,7 +318,7 @@ def keep(self: BernoulliMask,
     # such that all that is hidden around the guessed ones makes up the share
     around = 1 if whole else (2 * self.reach + 1) ** len(lengths)
     share = 1 - (1 - self.share) ** (1 / around)
-    guessed, hidden = _drawn(like, share, self.line, self.reach)
+    guessed, hidden = _drawn(like, share, self.line, self.reach, generator)
     return (~hidden).to(x.dtype), guessed
 
 
@@ -324,9 +331,9 @@ def loss(self: BernoulliMask, run, x, weight, measure):
 
 
 @patch
-def draw(self: BernoulliMask, run, x):
+def draw(self: BernoulliMask, run, x, generator=None):
     "One prediction, with pixels hidden as in training."
-    mask, _ = self.keep(x)
+    mask, _ = self.keep(x, generator)
     return run(x * mask, mask)
 
 # %% ../../nbs/models/09_self_supervised.ipynb #4021f4ba
@@ -362,7 +369,7 @@ def _squares(x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @patch
-def draw(self: PairDownsample, run, x):
+def draw(self: PairDownsample, run, x, generator=None):
     "The image less its noise."
     places, out = self.apart(x), torch.empty_like(x)
     if len(places) == 1: return x - run(x)
@@ -448,9 +455,6 @@ class SelfSupervised(Im2ImModule):
         self.loss, self.channels = loss or nn.MSELoss(), channels
         self.metrics = metric_names("regression", metrics)
         self.input_size = None if input_size is None else tuple(input_size)
-        # Whether `translate` also gives the spread of the predictions that it averages
-        self.spread = False
-        self._validating = False  # A few predictions are enough to tell one epoch from another
 
 
 def _check_channels(channels: str):
@@ -483,17 +487,17 @@ def _fit(self: SelfSupervised, x: torch.Tensor, mask: Optional[torch.Tensor]) ->
     "The network's output at any size; the mask goes to networks that take one."
     if mask is not None and not getattr(self.net, "takes_mask", False): mask = None
     padded, crop = self.fit_size(x)
-    if padded is x: return self.net(x) if mask is None else self.net(x, mask)
-    if mask is None: return unpad(self.net(padded), crop)
+    if padded is x: return image_of(self.net(x) if mask is None else self.net(x, mask))
+    if mask is None: return unpad(image_of(self.net(padded)), crop)
     around, _ = pad_to_multiple(mask, self.stride(x.shape[1], x.ndim - 2))
-    return unpad(self.net(padded, around), crop)
+    return unpad(image_of(self.net(padded, around)), crop)
 
 
 @patch
-def stride(self: SelfSupervised, in_channels, dims):
+def stride(self: SelfSupervised, in_channels, dims, network=None):
     "As for any framework; channels that are denoised alone meet a network of one."
     one = self.channels == "alone"
-    return super(SelfSupervised, self).stride(1 if one else in_channels, dims)
+    return super(SelfSupervised, self).stride(1 if one else in_channels, dims, network)
 
 
 @patch
@@ -523,22 +527,29 @@ def losses(self: SelfSupervised, batch):
 
 # %% ../../nbs/models/09_self_supervised.ipynb #4b34b57f
 @patch
-def translate(self: SelfSupervised, source):
+def translate(self: SelfSupervised, source,
+    spread: bool = False,  # Give the spread of the predictions that are averaged, too
+    most: Optional[int] = None,  # Predictions at most; None = those of the strategy
+):
     "The denoised image, the mean of as many predictions as it takes; perhaps their spread, too."
     if not self.strategy.draws: return self.strategy.draw(self._run, source)
-    with _sampling(self.net, source, derive_seed(self.seed, "samples")):
-        mean, spread = self._average(source)
-    return torch.cat([mean, spread], dim=1) if self.spread else mean
+    # dropout is at work, and whatever a strategy draws comes from the same seed
+    with Drawing(derive_seed(self.seed, "samples"), dropout=True) as drawing:
+        mean, deviation = self._average(source, drawing, most)
+    return torch.cat([mean, deviation], dim=1) if spread else mean
 
 
 @patch
-def _average(self: SelfSupervised, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _average(
+    self: SelfSupervised, x: torch.Tensor, drawing: Drawing, most: Optional[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Mean and standard deviation of predictions, drawn until the mean changes no more."
     mean = squares = torch.zeros_like(x)
     enough = self.strategy.tolerance * float(x.std(correction=0))
-    most = min(_LEAST, self.strategy.samples) if self._validating else self.strategy.samples
-    for n in range(1, most + 1):
-        pred = self.strategy.draw(self._run, x)
+    named = "generator" in inspect.signature(self.strategy.draw).parameters
+    given = {"generator": drawing.generator(x.device)} if named else {}
+    for n in range(1, min(most or self.strategy.samples, self.strategy.samples) + 1):
+        pred = self.strategy.draw(self._run, x, **given)
         step = pred - mean
         mean = mean + step / n
         squares = squares + step * (pred - mean)  # Welford's sum of squared differences
@@ -595,13 +606,10 @@ def validation_source(self: SelfSupervised, batch):
 
 
 @patch
-def validation_step(self: SelfSupervised, batch, batch_idx):
-    "Denoise whole images, averaging few predictions; logs `val/holdout`."
-    self._validating = True
-    try:
-        return super(SelfSupervised, self).validation_step(batch, batch_idx)
-    finally:
-        self._validating = False
+def validation_raw(self: SelfSupervised, source):
+    "Few predictions are enough to tell one epoch from another."
+    if not self.strategy.draws: return self.predict_raw(source)
+    return self.predict_raw(source, most=_LEAST)
 
 
 @patch
