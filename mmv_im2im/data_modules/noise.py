@@ -69,7 +69,7 @@ def _correlations(tiles: np.ndarray) -> dict[str, np.ndarray]:
         out[name] = np.array(at)
     return out
 
-# %% ../../nbs/data_modules/08_noise.ipynb #67116822
+# %% ../../nbs/data_modules/08_noise.ipynb #4549ba99
 def _signal(rho: np.ndarray, share: float, power: float) -> np.ndarray:
     "The part of a correlation that a signal with this share of the variance explains."
     if share < 1e-3 or len(rho) < 4: return np.zeros_like(rho)
@@ -95,10 +95,12 @@ def _of_noise(rho: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]
             for q, p in zip(shares, (1.5, 1.0))
         )
         out[axis] = np.where(a * b <= 0, 0.0, np.where(np.abs(a) < np.abs(b), a, b))
-        for other in (plane[o] for o in plane if o != axis and axis in plane):
-            # optics blur all axes alike: what one has more of at one pixel than at three is noise
-            more = r[1] - max(0.0, other[1]) - max(0.0, r[3] - other[3])
-            if more > 0.1: out[axis][1] = max(out[axis][1], more / (1 - min(shares[0], 0.8)))
+    for axis, other in (("Y", "X"), ("X", "Y")):
+        if not {axis, other} <= set(plane) or out[other][1] < -0.15: continue
+        # optics blur both alike: what one has more of at one pixel than at three is noise
+        r, o = plane[axis], plane[other]
+        more = r[1] - max(0.0, o[1]) - max(0.0, r[3] - o[3])
+        if more > 0.1: out[axis][1] = max(out[axis][1], more / (1 - min(shares[0], 0.8)))
     return out, 1 - shares[0] if plane else 0.0
 
 
