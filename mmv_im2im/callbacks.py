@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pictures', 'ChannelsLast', 'Compiled', 'Averaging', 'Annealing', 'Patience', 'RunProgress', 'RunStopped',
-           'StopOnSignal', 'FiniteLoss', 'TrainerPlugin', 'requeue']
+           'StoppedAtOnce', 'StopOnSignal', 'FiniteLoss', 'TrainerPlugin', 'requeue']
 
 # %% ../nbs/08_callbacks.ipynb #f51f9935
 import abc
@@ -270,6 +270,10 @@ class RunStopped(Exception):
     "A run was asked to stop, and has saved where it is."
 
 
+class StoppedAtOnce(BaseException):
+    "A run was asked a second time; what it has saved is from before."
+
+
 class StopOnSignal(pl.Callback):
     "Ctrl-C and SIGTERM end a run after the batch at hand, with a checkpoint."
     signals: ClassVar[tuple] = ("SIGINT", "SIGTERM")  # And SIGUSR1 on a SLURM cluster
@@ -294,7 +298,7 @@ class StopOnSignal(pl.Callback):
     def _hear(self, number: int, frame):
         if self.received is not None:
             self._deaf()
-            raise KeyboardInterrupt
+            raise StoppedAtOnce
         self.received = signal.Signals(number)
         _log.warning("%s: stops after this batch; once more stops at once", self.received.name)
 

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from .core import ConfigError, Im2ImError, write_atomic
+from .core import ConfigError, Im2ImError, expand_path, write_atomic
 
 # %% ../nbs/07_checkpoints.ipynb #48e3898e
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,6 +47,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         "Load a checkpoint; `ConfigError` where the file is not one."
         checkpoint = load_checkpoint(path, map_location)
         folder = Path(path).resolve().parent
+        for state in checkpoint.get("lr_schedulers", []):
+            # the run may be longer than it was meant to be: then its schedule is stretched
+            for key in ("total_steps", "_schedule_phases"): state.pop(key, None)
         for state in checkpoint.get("callbacks", {}).values():
             # the run folder may have been moved: then its best score still counts
             if "best_model_path" not in state: continue
@@ -93,7 +96,7 @@ def find_checkpoint(
     path: str | Path,  # A .ckpt file, or a run folder
 ) -> Path:  # The file; of a run, the better one of its best and its last checkpoint
     "The checkpoint that `path` means; `ConfigError` where there is none."
-    path = Path(path)
+    path = Path(expand_path(path, "checkpoint"))
     if not path.is_dir(): return path
     names = ("last", "best") if _outcome(path).get("checkpoint") == "last" else ("best", "last")
     for name in names:
@@ -194,6 +197,16 @@ def read_metrics(
 ) -> list[dict]:  # One dict a row; absent values are left out; empty if there is no file
     "Rows of a `metrics.csv` as numbers."
     if not Path(path).is_file(): return []
-    with open(path, newline="") as f:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-    return [{k: int(v) if k in ("epoch", "step") else v for k, v in row.items()} for row in rows]
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+        # an epoch that is missing is damage, too
+        return [row | {"epoch": int(row["epoch"])} | _step(row) for row in rows]
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error, OSError) as e:
+        raise ConfigError(
+            f"'{path}' is damaged, or was edited, and cannot be read as figures ({e}); correct it,"
+            " or move it away: the run goes on, and its figures begin anew."
+        ) from None
+
+
+def _step(row: dict) -> dict: return {"step": int(row["step"])} if "step" in row else {}

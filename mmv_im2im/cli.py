@@ -8,8 +8,10 @@ __all__ = ['help_text', 'table', 'main']
 # %% ../nbs/12_cli.ipynb #c99504dc
 import argparse
 import csv
+import os
 import shutil
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Optional, Sequence
@@ -31,7 +33,7 @@ from .core import ConfigError, Im2ImError, did_you_mean, write_atomic
 
 # %% ../nbs/12_cli.ipynb #f16cbd0f
 _USAGE = """\
-run_im2im --config CONFIG [--check] [--trust PACKAGE] [--section.key VALUE ...]
+run_im2im --config CONFIG [--check] [--moved] [--trust PACKAGE] [--section.key VALUE ...]
 
 Train, predict and evaluate image-to-image models for microscopy.
 
@@ -39,6 +41,7 @@ Train, predict and evaluate image-to-image models for microscopy.
   --section.key VALUE change any key of the config, also inside an object:
                       --data.path FOLDER  --trainer.max_epochs 50  --model.net.channels "[16, 32]"
   --check             check the config, look at the data, train nothing
+  --moved             go on with a run whose images lie elsewhere than when it began
   --list              list the presets, and the networks that `model.net` may name
   --show NAME         print a preset's yaml, a good start for a file of your own, or a network's
   --trust PACKAGE     let the config call functions of this package, too; may be repeated
@@ -70,7 +73,7 @@ def help_text(
     return _USAGE + "\n".join(lines)
 
 # %% ../nbs/12_cli.ipynb #fd0fc5d5
-_FLAGS = ("config", "check", "list", "show", "trust", "help", "version")
+_FLAGS = ("config", "check", "moved", "list", "show", "trust", "help", "version")
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
@@ -79,7 +82,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
         prog="run_im2im", add_help=False, allow_abbrev=False, exit_on_error=False
     )
     for flag in ("--config", "--show"): parser.add_argument(flag, action="append")
-    for flag in ("--check", "--list", "--help", "--version"):
+    for flag in ("--check", "--moved", "--list", "--help", "--version"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--trust", action="append", default=[])
     try:
@@ -106,9 +109,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     return args, parse_overrides(rest)
 
 # %% ../nbs/12_cli.ipynb #4ff092ef
-def _train(cfg: Config, trust: Sequence[str]) -> int:
+def _train(cfg: Config, trust: Sequence[str], moved: bool = False) -> int:
     from mmv_im2im.trainers import rank_zero_only, train
-    run = train(cfg, trust=trust)
+    run = train(cfg, trust=trust, moved=moved)
     # Lightning judges a run by the exit codes of its later processes
     if rank_zero_only.rank > 0: return 0
     if run.interrupted:
@@ -136,6 +139,7 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
         print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
     stride, halo = model.probe(data.in_channels, cfg.data.spatial_dims)
     print(f"data: {describe(data, most=20)}")
+    for remark in model.remarks: print(f"noise: {remark.removeprefix('noise ')}")
     size = sum(p.numel() for p in model.parameters())
     out = model.output_channels(cfg.model, data.out_channels)
     field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"
@@ -204,9 +208,26 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
 
 def _out_folder(cfg: Config, predictor, name: str) -> Path:
     "`predict.out`, or a folder in the run that the checkpoint belongs to."
-    if cfg.predict.out: return Path(cfg.predict.out)
     parent = predictor.path.parent
-    return (parent.parent if parent.name == "checkpoints" else parent) / name
+    run = parent.parent if parent.name == "checkpoints" else parent
+    return _writable(Path(cfg.predict.out) if cfg.predict.out else run / name)
+
+
+def _writable(folder: Path) -> Path:
+    "The folder, after a trial whether it can be written; `ConfigError` where it cannot."
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise ConfigError(
+            f"`predict.out` '{folder}' cannot be written ({e.strerror or e}); name another folder"
+            " with `--predict.out`."
+        ) from None
+    finally:
+        for p in made:
+            if p.is_dir(): p.rmdir()
+    return folder
 
 
 def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
@@ -230,11 +251,11 @@ def _end(outcome) -> int:
 def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     from mmv_im2im.inference.predictor import mean_row
     model, d = _predictor(cfg, config_name, trust), cfg.data
+    folder = _out_folder(cfg, model, "evaluation")
     rows, outcome = model.evaluate(
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
         pairing=d.pairing, compare=cfg.predict.compare, nested=d.nested,
     )
-    folder = _out_folder(cfg, model, "evaluation")
     if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.figures])
     if outcome.compared:
         print("\nbeside filters that need no training, means over all images:")
@@ -273,15 +294,24 @@ def main(
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except Im2ImError as e:
-        width = min(120, shutil.get_terminal_size((100, 24)).columns)
-        print(
-            textwrap.fill(f"error: {e}", width, break_long_words=False, break_on_hyphens=False),
-            file=sys.stderr,
-        )
-        return 2
+        return _say(str(e))
+    except BrokenPipeError:  # `run_im2im --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        what = f"'{e.filename}' cannot be read or written" if e.filename else "the system refuses"
+        return _say(f"{what} ({e.strerror or e}); make room there, or ask for the right to do so.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _say(error: str) -> int:
+    "Print an error as a paragraph; its exit status."
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    shown = textwrap.fill(f"error: {error}", width, break_long_words=False, break_on_hyphens=False)
+    print(shown, file=sys.stderr)
+    return 2
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -305,7 +335,7 @@ def _run(argv: Sequence[str]) -> int:
     cfg = load_config(args.config, overrides)
     check_ready(cfg, "train" if args.check else None)
     if args.check: return _check(cfg, args.trust)
-    if cfg.mode == "train": return _train(cfg, args.trust)
+    if cfg.mode == "train": return _train(cfg, args.trust, args.moved)
     return {"predict": _predict, "evaluate": _evaluate}[cfg.mode](cfg, args.config, args.trust)
 
 

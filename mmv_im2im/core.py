@@ -118,6 +118,7 @@ def expand_path(
 ) -> str:  # The path that is meant
     "Replace `~` and environment variables; `ConfigError` for one that is not set."
     text = os.fspath(path)
+    if "$" not in text and not text.startswith("~"): return text
     literal = os.path.lexists(text)  # a name that has a `$` of its own
     for plain, braced in [] if literal else _VARIABLE.findall(text):
         if not os.environ.get(plain or braced):

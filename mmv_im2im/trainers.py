@@ -43,7 +43,7 @@ from torch.utils.data import default_collate
 from . import __version__
 from mmv_im2im.callbacks import (
     Annealing, Averaging, ChannelsLast, Compiled, FiniteLoss, Patience, Pictures, RunProgress,
-    RunStopped, StopOnSignal, requeue,
+    RunStopped, StopOnSignal, StoppedAtOnce, requeue,
 )
 from mmv_im2im.checkpoints import (
     AtomicCheckpointIO, MetricsCSV, find_checkpoint, load_checkpoint, not_written, read_metrics
@@ -56,6 +56,7 @@ from mmv_im2im.core import (
     ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
 )
 from .data_modules.data_module import Im2ImDataModule
+from .data_modules.noise import noise_of
 from .metrics import metric_mode
 from .models.base import Im2ImModule
 from .report import environment, write_report
@@ -217,6 +218,11 @@ def fit(self: Im2ImTrainer,
     if data: _plan(self, data, model)
     if ckpt_path and self.metrics_csv:
         checkpoint = load_checkpoint(ckpt_path)
+        if "global_step" not in checkpoint or "loops" not in checkpoint:
+            raise ConfigError(
+                f"'{ckpt_path}' holds weights but not where training stands, so it cannot be gone"
+                " on with; begin from it by `trainer.init_from` in another `out`."
+            )
         self.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
     try:
         resume = str(ckpt_path) if ckpt_path else None
@@ -229,7 +235,13 @@ def fit(self: Im2ImTrainer,
             f"stopped by {self.stop.received.name} after step {self.global_step}"
             f"{'; the same command goes on from here' * (self.run_folder is not None)}"
         )
-    except (MisconfigurationException, RuntimeError, OSError) as e:
+    except StoppedAtOnce:
+        saved = self.run_folder and _last(self.run_folder).is_file()
+        rank_zero_info(
+            f"stopped at once by {self.stop.received.name}"
+            + ("; the same command goes on from the last checkpoint" if saved else "")
+        )
+    except (MisconfigurationException, RuntimeError, OSError, MemoryError) as e:
         _explain(self, e)
         raise
     finally:
@@ -265,6 +277,12 @@ def _explain(trainer: Im2ImTrainer, e: Exception):
             f" {did_you_mean(str(trainer.run_monitor), names)}"
         ) from None
     if getattr(e, "errno", None) in _FULL: raise not_written(trainer.run_folder, e) from e
+    full = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+    if full or "not enough memory" in str(e):
+        raise ConfigError(
+            "the memory does not hold a step of training; lower `data.batch_size` or `data.patch`,"
+            " or `data.num_workers` and `data.cache_gb`. The checkpoints are from before."
+        ) from e
     if type(e).__module__.startswith("torch._") and Compiled.of(trainer):
         raise ConfigError(
             f"`trainer.compile`: torch cannot compile this model here ({str(e).splitlines()[0]});"
@@ -412,21 +430,98 @@ def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
     return out
 
 
+_FREE = {
+    "data": (
+        "num_workers", "loader", "layout", "cache", "cache_gb", "cache_dir", "cache_limit_gb",
+        "cache_full",
+    ),
+    "trainer": (
+        "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "early_stopping",
+        "accelerator", "channels_last", "compile", "deterministic", "benchmark", "requeue",
+        "detect_anomaly", "num_sanity_val_steps", "checkpoint_every_n_steps", "save_top_k",
+        "keep_every_n_epochs", "pictures", "log_every_n_steps", "enable_progress_bar",
+        "enable_model_summary", "profiler", "logger",
+    ),
+}  # Keys that decide how long, how quickly and what is shown, not what is learned
+_ONLY_SHOW = (
+    "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "RichProgressBar",
+    "TQDMProgressBar", "RichModelSummary", "ModelSummary", "Timer",
+)
+
+
 def _trained_by(config: dict) -> dict:
-    "The part of a config that training depends on."
-    return {k: v for k, v in config.items() if k not in ("out", "mode", "predict")}
+    "The part of a config that decides what is learned, its paths as the system knows them."
+    data = {k: v for k, v in config["data"].items() if k not in _FREE["data"]}
+    t = config["trainer"]
+    # the mean of the weights begins at a part of the whole run
+    free = [k for k in _FREE["trainer"] if t["swa"] is None or not k.startswith("max_")]
+    trainer = {k: v for k, v in t.items() if k not in free}
+    shows = lambda c: c["_target_"].rpartition(".")[2] in _ONLY_SHOW
+    trainer["callbacks"] = [c for c in t["callbacks"] if not shows(c)]
+    data["path"], trainer["init_from"] = _resolved(data["path"]), _resolved(trainer["init_from"])
+    return {"seed": config["seed"], "data": data, "model": config["model"], "trainer": trainer}
+
+
+def _resolved(path: Any) -> Any:
+    "A path, or one for each part, without `..` and links."
+    if isinstance(path, dict): return {k: _resolved(v) for k, v in path.items()}
+    return None if path is None else os.path.realpath(path)
+
+# %% ../nbs/11_trainers.ipynb #cddb9e54
+def _read_json(path: Path, remedy: str) -> dict:
+    "What a file of the run says; `ConfigError` where it is damaged."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict): raise ValueError("it is no mapping")
+        return found
+    except (ValueError, OSError) as e:
+        raise ConfigError(f"'{path}' is damaged or cannot be read ({e}); {remedy}.") from None
 
 
 def _finished(folder: Path) -> bool:
     "Whether the run in a folder came to its end."
     path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text()).get("finished", False)
+    if not path.is_file(): return False
+    remedy = "remove it, and the run goes on from its last checkpoint"
+    return _read_json(path, remedy).get("finished", False) is True
+
+
+def _unfinished(out: str | Path) -> Path:
+    "The folder that a run by this name is in, or will be."
+    folder, n = Path(out), 1
+    while _finished(folder):
+        n += 1
+        folder = Path(f"{str(out).rstrip('/')}-{n}")
+    return folder
+
+
+def _last(folder: Path) -> Path: return folder / "checkpoints" / "last.ckpt"
+
+# %% ../nbs/11_trainers.ipynb #e7954c62
+def _kept_split(cfg: Config) -> Optional[dict]:
+    "How the unfinished run that `out` names split its images; None where there is none."
+    folder = _unfinished(cfg.out or "runs/im2im")
+    path = folder / "split.json"
+    if not (_last(folder).is_file() and path.is_file()): return None
+    here, there = _trained_by(to_dict(cfg)), _trained_by(to_dict(load_config(folder)))
+    for c in (here, there): c["data"].pop("path")
+    if any(here[k] != there[k] for k in ("seed", "data")): return None
+    kept = _read_json(path, "restore it, or name another folder with `--out`")
+    names = [kept.get("train"), kept.get("val")]
+    if kept.get("by") in ("files", "regions", "pixels", "given") and all(
+        isinstance(part, list) and all(isinstance(n, str) for n in part) for part in names
+    ): return kept
+    raise ConfigError(
+        f"'{path}' must say which files train and which validate, but is damaged; restore it, or"
+        " name another folder with `--out`."
+    )
 
 # %% ../nbs/11_trainers.ipynb #f2c67042
 @contextmanager
 def open_run(
     out: str | Path,  # Run folder as the config names it
     config: dict,  # The resolved config in plain types
+    moved: bool = False,  # Whether the images may lie elsewhere than when the run began
 ):
     "Yield the folder, locked, and the checkpoint to resume from or None; `ConfigError` if taken."
     # the first process judges and locks; the others of a distributed run follow it into its
@@ -441,8 +536,9 @@ def open_run(
             )
         with _locked(folder) if first else nullcontext():
             if not _finished(folder):
-                last = folder / "checkpoints" / "last.ckpt"
-                if taken: _check_same(folder, config, last.is_file())
+                last = _last(folder)
+                if taken: _check_same(folder, config, moved)
+                if n > 1: _say_finished(Path(out), folder, last.is_file(), config)
                 yield folder, last if last.is_file() else None
                 return
         n += 1
@@ -476,17 +572,36 @@ def _locked(folder: Path):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_same(folder: Path, config: dict, begun: bool):
-    "`ConfigError` where an unfinished run has another config."
-    path = folder / RUN_CONFIG
-    saved = to_dict(from_dict(read_yaml(path.read_text(), str(path))))
-    diff = _differences(_trained_by(saved), _trained_by(config))
-    if diff and begun:
-        shown = "; ".join(diff[:3]) + (" ..." if len(diff) > 3 else "")
-        raise ConfigError(
-            f"`out` '{folder}' holds an unfinished run of another config ({shown}); name another"
-            f" folder with `--out`, or continue that run with `run_im2im --config {folder}`."
-        )
+def _check_same(folder: Path, config: dict, moved: bool = False, sections: Sequence[str] = ()):
+    "`ConfigError` where an unfinished run learns something else."
+    if not _last(folder).is_file(): return
+    old, new = _trained_by(to_dict(load_config(folder))), _trained_by(config)
+    if moved: old["data"].pop("path"), new["data"].pop("path")
+    for part in (old, new) if sections else ():
+        for k in set(part) - set(sections): del part[k]
+    diff = _differences(old, new)
+    if not diff: return
+    shown = "; ".join(diff[:3]) + (" ..." if len(diff) > 3 else "")
+    elsewhere = (
+        " Where the same images only lie elsewhere, add `--moved` (in Python `train(cfg,"
+        " moved=True)`)."
+    ) if all(d.startswith("data.path") for d in diff) else ""
+    raise ConfigError(
+        f"`out` '{folder}' holds an unfinished run of another config ({shown}); name another"
+        f" folder with `--out`, or continue that run with `run_im2im --config {folder}`.{elsewhere}"
+    )
+
+
+def _say_finished(out: Path, folder: Path, begun: bool, config: dict):
+    "Why a run is in a folder with another name, and how to begin with what was learned."
+    done = _read_json(out / "run.json", "remove it").get("epochs")
+    how = "goes on" if begun else "begins anew"
+    hint = f"; to begin with its weights, add `--trainer.init_from {out}`"
+    if begun or config["trainer"]["init_from"]: hint = ""
+    rank_zero_info(
+        f"'{out}' holds a finished run{f' of {done} epochs' if done else ''}, which stays as it"
+        f" is: this one {how} in '{folder}'{hint}"
+    )
 
 # %% ../nbs/11_trainers.ipynb #2e22914a
 @dataclass
@@ -514,7 +629,10 @@ class Run:
     @property
     def result(self) -> dict:
         "How it ended: best score and its name, epochs, seconds."
-        return json.loads((self.folder / "run.json").read_text())
+        path = self.folder / "run.json"
+        if not path.is_file():
+            raise ConfigError(f"the run '{self.folder}' has not come to its end; continue it.")
+        return _read_json(path, "remove it, and the run goes on from its last checkpoint")
 
     def plot(self):
         "Learning curves as a figure."
@@ -529,7 +647,9 @@ def prepare(
     cfg = checked(cfg)
     check_ready(cfg, "train")
     check_targets(cfg, trust)
+    with _quiet(): _make_trainer(cfg, None, (), trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
+    data.kept = _kept_split(cfg)
     data.limit_train_batches = cfg.trainer.limit_train_batches
     try:
         data.setup()
@@ -537,16 +657,38 @@ def prepare(
         if not isinstance(data.path, Path) or data.path.exists(): raise
         raise DataError(f"`data.path`: {e}") from None
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
+    section, remarks = _look_at_noise(cfg, cls, data, trust)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "init"))
         model, spec = cls.from_config(
-            cfg.model, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
+            section, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
             cfg.data.patch,
         )
     cfg = replace(cfg, model=spec)
     model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
+    model.remarks = remarks
     _try_parts(cfg, model, data, trust)
     return cfg, model, data
+
+# %% ../nbs/11_trainers.ipynb #81d2e3f0
+def _look_at_noise(
+    cfg: Config, cls: type[Im2ImModule], data: Im2ImDataModule, trust: Sequence[str]
+) -> tuple[dict, list[str]]:
+    "The config's `model` suited to the noise of its images, and sentences on it; for denoisers."
+    if not hasattr(cls, "suited"): return cfg.model, []
+    noise = noise_of(data)
+    dims, before = cfg.data.spatial_dims, _chosen_before(cfg.out or "runs/im2im")
+    section, said = cls.suited(cfg.model, noise.to_dict(), dims, trust, before)
+    return section, [str(noise), *said]
+
+
+def _chosen_before(out: str) -> Optional[dict]:
+    "`model.masking` of the unfinished run that `out` names; None where there is none."
+    folder, n = Path(out), 1
+    while _finished(folder): folder, n = Path(f"{out.rstrip('/')}-{n + 1}"), n + 1
+    path = folder / RUN_CONFIG
+    if not path.is_file(): return None
+    return (read_yaml(path.read_text(), str(path)).get("model") or {}).get("masking")
 
 # %% ../nbs/11_trainers.ipynb #c0ffee01
 def _try_parts(
@@ -563,7 +705,8 @@ def _try_parts(
         model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
     for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
         optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))], key)
-    scheduled = model.make_scheduler(optimizer)["scheduler"] if model.scheduler else None
+    watched, scheduled = cfg.trainer.monitor, None
+    if model.scheduler: scheduled = model.make_scheduler(optimizer, watched)["scheduler"]
     with _named("model.scheduler", model.scheduler):
         optimizer.step()
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -682,8 +825,15 @@ def _make_trainer(
     if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
     try:
         trainer = Im2ImTrainer(folder, **arguments)
-    except (MisconfigurationException, ValueError) as e:
-        if isinstance(e, ConfigError): raise
+    except Im2ImError:
+        raise
+    except ImportError as e:
+        raise ConfigError(
+            f"`trainer`: its arguments need a package that is not installed:"
+            f" {' '.join(str(e).split())}; install it, or choose another `trainer.precision`,"
+            " `trainer.strategy` or logger."
+        ) from e
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as e:
         raise ConfigError(
             f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}"
         ) from e
@@ -693,6 +843,20 @@ def _make_trainer(
             " batch where each process has few images."
         )
     return trainer
+
+
+@contextmanager
+def _quiet():
+    "Without what Lightning says of the hardware: it says so once more when the run begins."
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 # %% ../nbs/11_trainers.ipynb #b8fa8c6a
 def _as_config(given: Any) -> Config:
@@ -729,33 +893,68 @@ def train(
     # Further callbacks, for example a live panel; one may stand alone
     callbacks: Sequence[pl.Callback] | pl.Callback = (),
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    moved: bool = False,  # Whether the images may lie elsewhere than when this run began
 ) -> Run:
     "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
     callbacks, trust = _callbacks(callbacks), [trust] if isinstance(trust, str) else trust
-    cfg, model, data = prepare(_as_config(cfg), trust)
+    cfg = checked(_as_config(cfg))
+    if not cfg.trainer.fast_dev_run: _check_early(cfg, moved)
+    cfg, model, data = prepare(cfg, trust)
     if cfg.trainer.fast_dev_run:
         trainer = _make_trainer(cfg, None, callbacks, trust)
         trainer.fit(model, data)
         return Run(Path(cfg.out or "runs/im2im"), int(trainer.stop.received or 0))
-    with open_run(cfg.out or "runs/im2im", to_dict(cfg)) as (folder, resume):
-        cfg = replace(cfg, out=str(folder))
+    with open_run(cfg.out or "runs/im2im", to_dict(cfg), moved) as (folder, resume):
+        cfg = _rooted(replace(cfg, out=str(folder)))
         model.config = to_dict(cfg)
         trainer = _make_trainer(cfg, folder, callbacks, trust)
         begun_from = begin_from(cfg, model) if resume is None else ""
         if rank_zero_only.rank == 0:
             save_config(cfg, folder / RUN_CONFIG)
             environment(folder / "environment.json")
+            _keep_remarks(folder, model.remarks)
+            with write_atomic(folder / "split.json") as tmp:
+                tmp.write_text(json.dumps(data.parts, indent=1))
         with _logged(folder) as log:
             _plan(trainer, data, model)
             versions = (__version__, torch.__version__, pl.__version__)
             log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
             log.info("%s", data.summary)
+            for change in data.changes: rank_zero_info(change)
             log.info("continue from %s" if resume else "start in %s", resume or folder)
             if begun_from: rank_zero_info(begun_from)
+            for remark in model.remarks: rank_zero_info(remark)
             _tune(cfg, folder, model, data)
             begun = time.time()
             trainer.fit(model, datamodule=data, ckpt_path=resume)
             return _finish(trainer, folder, time.time() - begun, cfg.trainer.requeue)
+
+# %% ../nbs/11_trainers.ipynb #92e3f401
+def _keep_remarks(folder: Path, remarks: Sequence[str]):
+    "Keep what was said of the noise, for the report."
+    if not remarks: return
+    with write_atomic(folder / "noise.json") as tmp:
+        tmp.write_text(json.dumps({"noise": remarks[0], "remarks": list(remarks[1:])}, indent=1))
+
+# %% ../nbs/11_trainers.ipynb #db0f4682
+def _check_early(cfg: Config, moved: bool):
+    "`ConfigError` where data, seed or trainer differ from those of the run that would go on."
+    check_ready(cfg, "train")
+    if rank_zero_only.rank > 0: return
+    folder = _unfinished(cfg.out or "runs/im2im")
+    if (folder / RUN_CONFIG).is_file():
+        _check_same(folder, to_dict(cfg), moved, ("seed", "data", "trainer"))
+
+
+def _rooted(cfg: Config) -> Config:
+    "The config with absolute paths to what training reads."
+    absolute = lambda p: (
+        {k: absolute(v) for k, v in p.items()} if isinstance(p, dict)
+        else None if p is None else os.path.abspath(p)
+    )
+    data = replace(cfg.data, path=absolute(cfg.data.path), cache_dir=absolute(cfg.data.cache_dir))
+    trainer = replace(cfg.trainer, init_from=absolute(cfg.trainer.init_from))
+    return replace(cfg, data=data, trainer=trainer)
 
 # %% ../nbs/11_trainers.ipynb #d358721d
 def _tune(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule):
@@ -770,7 +969,7 @@ def _tune(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule):
         if time.monotonic() - begun > 3600:
             raise ConfigError(f"the first process wrote no '{path}' within an hour; see its log.")
         time.sleep(0.2)
-    found = json.loads(path.read_text())
+    found = _read_json(path, "remove it, and batch size and learning rate are searched again")
     data.batch_size, model.lr = found.get("batch_size", data.batch_size), found.get("lr")
 
 

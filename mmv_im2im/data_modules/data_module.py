@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-from ..core import ConfigError, DataError, derive_seed, tell
+from ..core import ConfigError, DataError, derive_seed, expand_path, tell
 from mmv_im2im.data_modules.caching import (
     DiskCache,
     MemoryCache,
@@ -364,8 +365,12 @@ _PLAIN = (
 def _keep(self: Im2ImDataModule, **given):
     "Keep the arguments, and make the recipe and the transforms out of them."
     for name in _PLAIN: setattr(self, name, given[name])
+    # how an earlier part of the run split its files; how this one does, and what differs, in words
+    self.kept, self.parts, self.changes = None, {}, []
     path, labels = given["path"], given["target_kind"] == "label"
-    self.path = dict(path) if isinstance(path, Mapping) else Path(path)
+    if isinstance(path, Mapping):
+        self.path = {k: expand_path(p, f"data.path.{k}") for k, p in path.items()}
+    else: self.path = Path(expand_path(path, "data.path"))
     self.patch = tuple(given["patch"])
     self.names = {k: given[k] for k in ("source", "target", "costmap")}
     self.disk_options = given["cache_dir"], given["cache_limit_gb"], given["cache_full"]
@@ -443,12 +448,24 @@ def _items(self: Im2ImDataModule) -> list[dict]:
 # %% ../../nbs/data_modules/06_data_module.ipynb #238b9a0f
 def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     "Items for training and validation, and a few words on how they were split."
-    if "split" in self.items[0]:
-        train, val = ([i for i in self.items if i["split"] == s] for s in ("train", "val"))
-        return train, val, "split as given"
+    if self.kept: return _split_as_kept(self)
     parts = split_domains(self.items) if self.pairing == "unpaired" else [self.items]
     by = "files" if min(map(len, parts)) >= 5 else "regions"
     if self.split != "auto": by = self.split
+    if "split" in self.items[0]: by = "given"
+    train, val, how = _draw_split(self, parts, by)
+    names = lambda items: [_file_name(self, i) for i in items]
+    self.parts = {"by": by, "train": names(train), "val": names(val)}
+    return train, val, how
+
+
+def _draw_split(
+    self: Im2ImDataModule, parts: list[list[dict]], by: str
+) -> tuple[list[dict], list[dict], str]:
+    "Split each domain, by 'files', 'regions' or 'pixels', or as it is 'given'."
+    if by == "given":
+        train, val = ([i for i in self.items if i["split"] == s] for s in ("train", "val"))
+        return train, val, "split as given"
     if by == "pixels":
         return *_split_by_pixels(self), f"{self.val_fraction:.0%} of the pixels for validation"
     cut = _split_by_files if by == "files" else _split_by_regions
@@ -470,19 +487,81 @@ def _split_by_files(self: Im2ImDataModule, items: list[dict]) -> tuple[list[dict
 def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[dict], list[dict]]:
     train, val = [], []
     for item in items:
-        seed = derive_seed(self.seed, "region", item["index"])
+        seed = derive_seed(self.seed, "region", _place(self, item))
         a, b = split_regions(_shape(self, item), self.val_fraction, seed, self.gap)
         train.append(item | {"region": a})
         val.append(item | {"region": b})
     return train, val
 
 
-def _split_by_pixels(self: Im2ImDataModule) -> tuple[list[dict], list[dict]]:
-    seeds = [derive_seed(self.seed, "held", i["index"]) for i in self.items]
+def _split_by_pixels(
+    self: Im2ImDataModule, items: Optional[list[dict]] = None
+) -> tuple[list[dict], list[dict]]:
+    items = self.items if items is None else items
+    seeds = [derive_seed(self.seed, "held", _place(self, i)) for i in items]
     part = lambda name: [
-        item | {"held": (name, self.val_fraction, seed)} for item, seed in zip(self.items, seeds)
+        item | {"held": (name, self.val_fraction, seed)} for item, seed in zip(items, seeds)
     ]
     return part("train"), part("val")
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #d39501bd
+def _file_name(self: Im2ImDataModule, item: dict) -> str:
+    "What a sample is called in the record of a split: its first file below `path`, and its time."
+    path = Path(item["IM"] if "IM" in item else item["GT"])
+    roots = self.path.values() if isinstance(self.path, dict) else [self.path]
+    for root in map(Path, roots):
+        root = root if root.is_dir() else root.parent
+        if path.is_relative_to(root):
+            # the part is told by its folder where there are two
+            below = path.relative_to(root)
+            path = Path(root.name) / below if len(roots) > 1 else below
+            break
+    name = unicodedata.normalize("NFC", path.as_posix())
+    return f"{name}@{item['time']}" if "time" in item else name
+
+
+def _place(self: Im2ImDataModule, item: dict) -> int:
+    "The place of a sample among all when the run began, which its region and pixels depend on."
+    return self.places[_file_name(self, item)] if self.kept else item["index"]
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #aa4e7d2f
+def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
+    "The split of `kept`; new files train, except where the user's own split says otherwise."
+    by, known = self.kept["by"], {_file_name(self, i): i for i in self.items}
+    there = {part: [n for n in self.kept[part] if n in known] for part in ("train", "val")}
+    old = {*self.kept["train"], *self.kept["val"]}
+    fresh = [n for n in known if n not in old and known[n].get("split") != "val"]
+    gone, left = sorted(old - {*known}), [n for n in known if n not in old and n not in fresh]
+    train, val = ([known[n] for n in there[part]] for part in ("train", "val"))
+    self.places = {n: i for i, n in enumerate(self.kept["val"])}
+    if by in ("regions", "pixels"):
+        cut = _split_by_regions if by == "regions" else _split_by_pixels
+        cut_train, val = cut(self, val)
+        parts = {_file_name(self, i): i for i in cut_train}
+        train = [parts.get(n, known[n]) for n in there["train"]]
+    _check_left(self, train, val, gone)
+    self.parts = self.kept | {"train": [*self.kept["train"], *fresh]}
+    self.changes = [
+        f"{len(names)} image{'s' * (len(names) > 1)} {what}: {', '.join(names[:5])}"
+        f"{' ...' * (len(names) > 5)}"
+        for names, what in (
+            (fresh, "came since this run began and train only, the others are split as before"),
+            (left, "for validation came since this run began and are left out until another run"),
+            (gone, "of this run are missing, it goes on without them"),
+        ) if names
+    ]
+    return train + [known[n] for n in fresh], val, "; ".join(["split as kept", *self.changes])
+
+
+def _check_left(self: Im2ImDataModule, train: list[dict], val: list[dict], gone: list[str]):
+    "`DataError` where nothing is left to train on or to validate on."
+    for items, what in ((train, "trained"), (val, "validated")):
+        if all(split_domains(items)) if self.pairing == "unpaired" else items: continue
+        raise DataError(
+            f"{self.path}: of the images on which this run {what} none is left; missing are"
+            f" {', '.join(gone[:5])}{' ...' * (len(gone) > 5)}. Put them back, name their folder by"
+            " `data.path`, or begin another run with `--out`."
+        )
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #f8e5dfee
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:

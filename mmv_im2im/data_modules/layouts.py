@@ -18,7 +18,7 @@ from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
-from ..core import DataError, derive_seed, did_you_mean, nearest, tell
+from ..core import DataError, derive_seed, did_you_mean, expand_path, nearest, tell
 from .images import image_keys, image_stem, is_image, list_images, no_images
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #15d144e6
@@ -302,7 +302,7 @@ def _read_csv(path: Path, pairing: str) -> tuple[_Found, dict[int, str]]:
     cells = {key: {n: r[i] for n, r in rows[1:] if r[i]} for key, i in at.items()}
     split = {n: text.lower() for n, text in cells.pop("split", {}).items()}
     # Windows writes backslashes, and reads slashes as well
-    where = lambda cell: path.parent / os.path.expanduser(cell.replace("\\", "/"))
+    where = lambda cell: path.parent / expand_path(cell.replace("\\", "/"), str(path))
     files = {k: {n: where(c) for n, c in cells.get(k, {}).items()} for k in _NOUNS}
     label = {k: f"`{_COLUMNS[k]}`" for k in _NOUNS}
     return _Found(files, label, "in its row", lambda key, n: f"row {n}"), split

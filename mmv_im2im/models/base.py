@@ -729,9 +729,12 @@ def make_optimizer(self: Im2ImModule,
 @patch
 def make_scheduler(self: Im2ImModule,
     optimizer: torch.optim.Optimizer,  # Whose learning rate it moves
+    # Figure in which a plateau is looked for; None = the one that picks the best checkpoint
+    monitor: Optional[str] = None,
 ) -> dict:
     "The scheduler as Lightning takes it; without a trainer it is made for 100 steps."
-    spec = self.scheduler
+    spec, monitor = self.scheduler, monitor or self.watched
+    mode = self.monitor_mode if monitor == self.monitor else metric_mode(monitor)
     if isinstance(spec, dict):
         cls = find_class(spec["_target_"], "scheduler", "model.scheduler._target_")
         given = {"optimizer": optimizer}
@@ -739,6 +742,8 @@ def make_scheduler(self: Im2ImModule,
             by_epoch = self.scheduler_interval == "epoch" and self._trainer is not None
             given["total_steps"] = self.trainer.max_epochs if by_epoch else 0
             if given["total_steps"] < 1: given["total_steps"] = self.planned_steps()
+        if issubclass(cls, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            spec = {"mode": mode} | spec
         if self.lr and "max_lr" in inspect.signature(cls).parameters:
             given["max_lr"] = self.lr
             spec = {k: v for k, v in spec.items() if k != "max_lr"}
@@ -746,12 +751,26 @@ def make_scheduler(self: Im2ImModule,
     else:
         made = spec(optimizer)
     plateau = isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau and made.mode != mode:
+        raise ConfigError(
+            f"`model.scheduler.mode` is '{made.mode}', but '{monitor}' is better the"
+            f" {'larger' if mode == 'max' else 'smaller'} it is: the rate would fall while it"
+            f" improves. Leave `mode` out, or set it to '{mode}'."
+        )
     if plateau and self.scheduler_interval == "step":
         raise ConfigError(
             "`model.scheduler` ReduceLROnPlateau moves by what validation finds; set"
             " `model.scheduler_interval: epoch`."
         )
-    return {"scheduler": made, "interval": self.scheduler_interval, "monitor": self.monitor}
+    out = {"scheduler": made, "interval": self.scheduler_interval, "monitor": monitor}
+    if not plateau or self._trainer is None: return out
+    return out | {"frequency": self.trainer.check_val_every_n_epoch or 1, "strict": False}
+
+
+@patch(as_prop=True)
+def watched(self: Im2ImModule) -> str:
+    "The figure that picks the best checkpoint of the run: the trainer's, or the framework's own."
+    return getattr(self._trainer, "run_monitor", None) or self.monitor
 
 # %% ../../nbs/models/00_base.ipynb #7b1e344f
 @patch

@@ -107,11 +107,30 @@ def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor
 
 @patch
 def rehearse(self: FCN, batch):
-    "Ask the loss for an opinion on a blank prediction."
+    "Ask the loss for an opinion on a made-up prediction, logits of either sign for a mask."
     each = self.task == "regression" or self.multilabel
     channels = batch["GT"].shape[1] if each else self.num_classes
     blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
-    return self.compare(blank, batch)
+    if self.task == "regression": return self.compare(blank, batch)
+    for loss in (m for m in self.loss.modules() if _wants_probabilities(m)):
+        name = type(loss).__name__
+        instead = {"BCELoss": "BCEWithLogitsLoss", "NLLLoss": "CrossEntropyLoss"}.get(name)
+        raise ConfigError(
+            f"`model.loss`: {name} wants probabilities, but is given the network's raw output;"
+            + (f" take {instead}." if instead else f" set `{self._activation}: true` in it.")
+        )
+    return self.compare(blank + torch.linspace(-3, 3, blank.numel()).view_as(blank), batch)
+
+
+@patch(as_prop=True)
+def _activation(self: FCN) -> str: return "softmax" if self.num_classes > 1 else "sigmoid"
+
+
+def _wants_probabilities(loss: nn.Module) -> bool:
+    "Whether a loss of torch or MONAI takes its input for probabilities."
+    if isinstance(loss, (nn.BCELoss, nn.NLLLoss)): return True
+    own = [getattr(loss, k, None) for k in ("sigmoid", "softmax", "other_act")]
+    return loss.__module__.startswith("monai.") and own[:2] == [False, False] and own[2] is None
 
 # %% ../../nbs/models/03_fcn.ipynb #21f2cf00
 @patch

@@ -149,8 +149,8 @@ def on_train_epoch_end(self: ManualModule):
     if self.scheduler_interval != "epoch": return
     for s in self._schedulers():
         if not isinstance(s, ReduceLROnPlateau): s.step()
-        elif self.monitor in self.trainer.callback_metrics:
-            s.step(self.trainer.callback_metrics[self.monitor])
+        elif self.watched in self.trainer.callback_metrics:
+            s.step(self.trainer.callback_metrics[self.watched])
 
 
 @patch
