@@ -14,6 +14,7 @@ from mmv_im2im.data_modules.recipe import *
 from mmv_im2im.data_modules.caching import *
 from mmv_im2im.data_modules.data_module import *
 from mmv_im2im.data_modules.describe import *
+from mmv_im2im.data_modules.noise import *
 from mmv_im2im.models.base import *
 from mmv_im2im.models.nets import *
 from mmv_im2im.models.losses import *

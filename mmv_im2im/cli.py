@@ -139,6 +139,7 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
         print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
     stride, halo = model.probe(data.in_channels, cfg.data.spatial_dims)
     print(f"data: {describe(data, most=20)}")
+    for remark in model.remarks: print(f"noise: {remark.removeprefix('noise ')}")
     size = sum(p.numel() for p in model.parameters())
     out = model.output_channels(cfg.model, data.out_channels)
     field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"

@@ -96,6 +96,7 @@ def write_report(
         "\n".join(_picture(p) for p in _last_pictures(folder, pictures)),
         _picture(folder / "lr_finder.png", "Learning rate finder"),
         _table({k: v for k, v in (tuned or {}).items() if not isinstance(v, list)}, "Found"),
+        _table(_read(folder / "noise.json") or {}, "Noise of the images"),
         _text(folder / "config.yaml", "Configuration"),
         _table(last | {"starts": len(starts)} if last else {}, "Made with"),
         *[_text(p, "Profile") for p in sorted(folder.glob("*profile*.txt"))],

@@ -56,6 +56,7 @@ from mmv_im2im.core import (
     ConfigError, DataError, Im2ImError, build, derive_seed, did_you_mean, find_class, write_atomic
 )
 from .data_modules.data_module import Im2ImDataModule
+from .data_modules.noise import noise_of
 from .metrics import metric_mode
 from .models.base import Im2ImModule
 from .report import environment, write_report
@@ -656,16 +657,38 @@ def prepare(
         if not isinstance(data.path, Path) or data.path.exists(): raise
         raise DataError(f"`data.path`: {e}") from None
     cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
+    section, remarks = _look_at_noise(cfg, cls, data, trust)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "init"))
         model, spec = cls.from_config(
-            cfg.model, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
+            section, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
             cfg.data.patch,
         )
     cfg = replace(cfg, model=spec)
     model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
+    model.remarks = remarks
     _try_parts(cfg, model, data, trust)
     return cfg, model, data
+
+# %% ../nbs/11_trainers.ipynb #81d2e3f0
+def _look_at_noise(
+    cfg: Config, cls: type[Im2ImModule], data: Im2ImDataModule, trust: Sequence[str]
+) -> tuple[dict, list[str]]:
+    "The config's `model` suited to the noise of its images, and sentences on it; for denoisers."
+    if not hasattr(cls, "suited"): return cfg.model, []
+    noise = noise_of(data)
+    dims, before = cfg.data.spatial_dims, _chosen_before(cfg.out or "runs/im2im")
+    section, said = cls.suited(cfg.model, noise.to_dict(), dims, trust, before)
+    return section, [str(noise), *said]
+
+
+def _chosen_before(out: str) -> Optional[dict]:
+    "`model.masking` of the unfinished run that `out` names; None where there is none."
+    folder, n = Path(out), 1
+    while _finished(folder): folder, n = Path(f"{out.rstrip('/')}-{n + 1}"), n + 1
+    path = folder / RUN_CONFIG
+    if not path.is_file(): return None
+    return (read_yaml(path.read_text(), str(path)).get("model") or {}).get("masking")
 
 # %% ../nbs/11_trainers.ipynb #c0ffee01
 def _try_parts(
@@ -889,6 +912,7 @@ def train(
         if rank_zero_only.rank == 0:
             save_config(cfg, folder / RUN_CONFIG)
             environment(folder / "environment.json")
+            _keep_remarks(folder, model.remarks)
             with write_atomic(folder / "split.json") as tmp:
                 tmp.write_text(json.dumps(data.parts, indent=1))
         with _logged(folder) as log:
@@ -899,10 +923,18 @@ def train(
             for change in data.changes: rank_zero_info(change)
             log.info("continue from %s" if resume else "start in %s", resume or folder)
             if begun_from: rank_zero_info(begun_from)
+            for remark in model.remarks: rank_zero_info(remark)
             _tune(cfg, folder, model, data)
             begun = time.time()
             trainer.fit(model, datamodule=data, ckpt_path=resume)
             return _finish(trainer, folder, time.time() - begun, cfg.trainer.requeue)
+
+# %% ../nbs/11_trainers.ipynb #92e3f401
+def _keep_remarks(folder: Path, remarks: Sequence[str]):
+    "Keep what was said of the noise, for the report."
+    if not remarks: return
+    with write_atomic(folder / "noise.json") as tmp:
+        tmp.write_text(json.dumps({"noise": remarks[0], "remarks": list(remarks[1:])}, indent=1))
 
 # %% ../nbs/11_trainers.ipynb #db0f4682
 def _check_early(cfg: Config, moved: bool):

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Callable, ClassVar, Optional, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../../nbs/models/09_self_supervised.ipynb #7000ab38
-from ..core import ConfigError, build, derive_seed
+from ..core import ConfigError, build, derive_seed, find_class
 from .base import Drawing, Im2ImModule, check_target_kind, metric_names
 from .losses import apply_loss
 from ..tiling import image_of, pad_to_multiple, unpad
@@ -27,14 +28,20 @@ from ..tiling import image_of, pad_to_multiple, unpad
 def neighbours(
     dims: int,  # Spatial dimensions, 2 or 3
     radius: int = 2,  # Pixels to either side along each axis
-    line: Optional[str] = None,  # Leave out those on the same line along 'X', 'Y' or 'Z'
+    # Leave out those on the same line along 'X', 'Y' or 'Z', or in the same plane, 'YX'
+    line: Optional[str] = None,
 ) -> torch.Tensor:  # Offsets in pixels, `(K, dims)`
     "Where the neighbours of a pixel are."
     axes = "ZYX"[-dims:]
-    if line is not None and line not in axes:
-        raise ConfigError(f"`line` must be one of {', '.join(axes)}, or null; got {line!r}.")
+    line = "" if line is None else line
+    if not isinstance(line, str) or not set(line) <= set(axes) or len(set(line)) < len(line):
+        raise ConfigError(
+            f"`line` must be one of {', '.join(axes)}, several of them, such as {axes[-2:]}, auto"
+            f" or null; got {line!r}."
+        )
+    if len(line) == dims: line = ""  # none would be left
     steps = range(-radius, radius + 1)
-    beside = lambda o: any(n for n, axis in zip(o, axes) if axis != line)
+    beside = lambda o: any(n for n, axis in zip(o, axes) if axis not in line)
     return torch.tensor([o for o in itertools.product(*[steps] * dims) if beside(o)])
 
 # %% ../../nbs/models/09_self_supervised.ipynb #7113b4f7
@@ -98,7 +105,17 @@ _FILLING = {"median": _median, "mean": _mean, "random": _random}
 class Masking:
     "Base of the strategies: what is hidden from a network that must guess it."
     samples = 1  # Predictions that are averaged at most
+    # Keys of a config whose value may be 'auto': it is then chosen for the noise of the images
+    chosen: ClassVar[tuple] = ()
     draws = False  # Whether a prediction depends on random numbers
+
+    @classmethod
+    def follows(cls,
+        line: Optional[str],  # Axes along which noise is correlated
+        reach: int,  # Over how many pixels
+    ) -> bool:
+        "Whether such noise can be kept apart."
+        return "line" in cls.chosen
 
     @property
     def spec(self) -> dict:
@@ -135,8 +152,10 @@ def conceal(self: Masking,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
     hidden: torch.Tensor,  # True at pixels that validate, `(B, 1 or C, [Z,] Y, X)`
 ) -> torch.Tensor:  # A copy, the same size
-    "Hide pixels from a network that is being validated: the mean of the neighbours stands there."
-    return fill_in(x, hidden, neighbours(x.ndim - 2, 1), "mean")
+    "Hide pixels, and those on their lines, from a network that is being validated."
+    line, reach = getattr(self, "line", None), getattr(self, "reach", 0)
+    hidden = _grown(hidden, line, reach)
+    return fill_in(x, hidden, _around(x.ndim - 2, 1, line, reach), "mean")
 
 
 @patch
@@ -144,6 +163,7 @@ def suits(self: Masking,
     dims: int,  # Spatial dimensions, 2 or 3
 ):
     "`ConfigError` where a strategy does not go with images of so many axes."
+    neighbours(dims, 1, getattr(self, "line", None))
 
 
 def _check_share(name: str, value: float, most: float):
@@ -158,31 +178,89 @@ def _counted(hidden: torch.Tensor, weight: Optional[torch.Tensor]) -> torch.Tens
     "Weights of the pixels that are to be guessed."
     return hidden.float() if weight is None else hidden * weight
 
+# %% ../../nbs/models/09_self_supervised.ipynb #b7c41d20
+def _grown(hidden: torch.Tensor, line: Optional[str], reach: int) -> torch.Tensor:
+    "All pixels within reach of hidden ones along a line, or in all directions of a plane."
+    if not line: return hidden
+    dims = hidden.ndim - 2
+    size = [2 * reach + 1 if a in line else 1 for a in "ZYX"[-dims:]]
+    size = [min(s, 2 * n - 1) for s, n in zip(size, hidden.shape[2:])]
+    grow = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
+    return grow(size, 1, [n // 2 for n in size])(hidden.float()) > 0
+
+
+def _drawn(
+    like: torch.Tensor, share: float, line: Optional[str], reach: int,
+    generator: Optional[torch.Generator] = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Pixels to guess, a share of all, and those to hide; whole lines where reach is as long."
+    lengths = dict(zip("ZYX"[-(like.ndim - 2):], like.shape[2:]))
+    if not line or len(line) == len(lengths) or any(2 * reach + 1 < lengths[a] for a in line):
+        drawn = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        guessed = drawn < share
+        return guessed, _grown(guessed, line, reach)
+    once = [1 if a in line else n for a, n in lengths.items()]
+    size = (*like.shape[:2], *once)
+    hidden = torch.rand(size, generator=generator, device=like.device) < share
+    return hidden.expand_as(like), hidden.expand_as(like)
+
+
+def _around(dims: int, radius: int, line: Optional[str], reach: int) -> torch.Tensor:
+    "Neighbours that stand in for hidden pixels: some beyond what is hidden."
+    return neighbours(dims, reach + 1 if line and len(line) == dims else radius, line)
+
 # %% ../../nbs/models/09_self_supervised.ipynb #fadcd94c
 @dataclass(frozen=True)
 class BlindSpot(Masking):
     "Hide a few pixels behind their neighbours: Noise2Void, N2V2, structN2V."
-    share: float = 0.05  # Part of the pixels that is guessed, above 0, at most 0.5
+    chosen: ClassVar[tuple] = ("line", "reach", "share")
+    # Part of the pixels that is guessed, above 0, at most 0.5; auto = as large as what is hidden
+    # allows
+    share: float | str = "auto"
     fill: str = "median"  # 'median' or 'mean' of the neighbours, or one of them at 'random'
     radius: int = 2  # Neighbours are up to so many pixels away along each axis
-    line: Optional[str] = None  # 'X', 'Y' or 'Z', where the noise runs along lines
-    reach: int = 5  # Pixels to either side that are hidden on a line
+    # 'X', 'Y' or 'Z' where the noise runs along lines, 'YX' where it spreads; null = neither
+    line: Optional[str] = "auto"
+    reach: int | str = "auto"  # Pixels to either side that are hidden on a line
     together: bool = True  # Hide all channels of a pixel; False where their noise is independent
 
     def __post_init__(self):
+        _settle(self, share=_most_guessed)
         _check_share("share", self.share, 0.5)
         if self.fill not in _FILLS:
             raise ConfigError(
                 f"`model.masking.fill` must be {' or '.join(map(repr, _FILLS))}; got {self.fill!r}."
             )
-        if min(self.radius, self.reach) < 1:
+        if self.radius < 1:
             raise ConfigError(
-                "`model.masking.radius` and `reach` must be at least 1 pixel; got"
-                f" {self.radius} and {self.reach}."
+                f"`model.masking.radius` must be at least 1 pixel; got {self.radius}."
             )
 
 
 _FILLS = ("median", "mean", "random")
+
+
+def _settle(masking: Masking, **shares: Callable):
+    "Put plain values in place of what is still 'auto': no lines, or the usual length of one."
+    keep = partial(object.__setattr__, masking)
+    if masking.line == "auto": keep("line", None)
+    if masking.reach == "auto": keep("reach", 5)
+    if isinstance(masking.reach, bool) or not isinstance(masking.reach, int) or masking.reach < 1:
+        raise ConfigError(
+            f"`model.masking.reach` must be auto or at least 1 pixel; got {masking.reach!r}."
+        )
+    for name, usual in shares.items():
+        if getattr(masking, name) == "auto": keep(name, usual(masking.line, masking.reach))
+
+
+def _most_guessed(line: Optional[str], reach: int) -> float:
+    "Share of pixels to guess, such that what is hidden stays within a fifth of all."
+    if line and reach >= _WHOLE: return 0.1  # whole lines, all of them guessed
+    hidden = (2 * reach + 1) ** len(line or "")
+    return min(0.05, float(f"{0.2 / hidden:.2g}"))
+
+
+_WHOLE = 64  # Reach in pixels of noise that goes on along whole lines
 
 # %% ../../nbs/models/09_self_supervised.ipynb #1655208e
 @patch
@@ -191,18 +269,9 @@ def hide(self: BlindSpot,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # What the network sees; True where it must guess
     "Hide pixels."
     like = x[:, :1] if self.together else x
-    guessed = torch.rand_like(like) < self.share
-    dims = x.ndim - 2
-    hidden = guessed if self.line is None else self._lines(guessed, dims)
-    return fill_in(x, hidden, neighbours(dims, self.radius, self.line), self.fill), guessed
-
-
-@patch
-def _lines(self: BlindSpot, guessed: torch.Tensor, dims: int) -> torch.Tensor:
-    "All pixels within reach along the line."
-    size = [2 * self.reach + 1 if a == self.line else 1 for a in "ZYX"[-dims:]]
-    grow = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
-    return grow(size, 1, [n // 2 for n in size])(guessed.float()) > 0
+    guessed, hidden = _drawn(like, self.share, self.line, self.reach)
+    around = _around(x.ndim - 2, self.radius, self.line, self.reach)
+    return fill_in(x, hidden, around, self.fill), guessed
 
 
 @patch
@@ -211,33 +280,24 @@ def loss(self: BlindSpot, run, x, weight, measure):
     seen, guessed = self.hide(x)
     return apply_loss(measure, run(seen), x, _counted(guessed, weight).expand_as(x))
 
-
-@patch
-def conceal(self: BlindSpot, x, hidden):
-    "Hide pixels, and those on their lines, from a network that is being validated."
-    dims, line = x.ndim - 2, self.line
-    if line is not None: hidden = self._lines(hidden, dims)
-    return fill_in(x, hidden, neighbours(dims, 1, line), "mean")
-
-
-@patch
-def suits(self: BlindSpot, dims):
-    "`ConfigError` where there are no lines along the axis named."
-    neighbours(dims, 1, self.line)
-
 # %% ../../nbs/models/09_self_supervised.ipynb #c61bb802
 @dataclass(frozen=True)
 class BernoulliMask(Masking):
     "Hide many pixels at random, in prediction, too, and average: Self2Self."
     draws = True
+    chosen: ClassVar[tuple] = ("line", "reach")
     share: float = 0.3  # Part of the pixels that is hidden, above 0, at most 0.9
     samples: int = 40  # Predictions that are averaged at most
     # Stop averaging once the mean's standard error is below this part of the spread of the image,
     # or of the tile, where it is predicted in tiles
     tolerance: float = 0.03
     together: bool = True  # Hide all channels of a pixel; False where their noise is independent
+    # 'X', 'Y' or 'Z' where the noise runs along lines, 'YX' where it spreads; null = neither
+    line: Optional[str] = "auto"
+    reach: int | str = "auto"  # Pixels to either side that are hidden on a line
 
     def __post_init__(self):
+        _settle(self)
         _check_share("share", self.share, 0.9)
         if self.samples < 1 or self.tolerance < 0:
             raise ConfigError(
@@ -250,34 +310,44 @@ class BernoulliMask(Masking):
 def keep(self: BernoulliMask,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
     generator: Optional[torch.Generator] = None,  # Of random numbers; None = torch's own
-) -> torch.Tensor:  # 1 where a pixel stays, else 0; `(B, 1 or C, [Z,] Y, X)`
-    "Draw the pixels that stay."
+) -> tuple[torch.Tensor, torch.Tensor]:  # 1 where a pixel stays, else 0; True where it is guessed
+    "Draw the pixels that stay, and those that are guessed: hidden ones far enough from all others."
     like = x[:, :1] if self.together else x
-    drawn = torch.rand(like.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return (drawn >= self.share).to(x.dtype)
+    lengths = [n for a, n in zip("ZYX"[-(x.ndim - 2):], x.shape[2:]) if a in (self.line or "")]
+    whole = len(lengths) < x.ndim - 2 and all(2 * self.reach + 1 >= n for n in lengths)
+    # such that all that is hidden around the guessed ones makes up the share
+    around = 1 if whole else (2 * self.reach + 1) ** len(lengths)
+    share = 1 - (1 - self.share) ** (1 / around)
+    guessed, hidden = _drawn(like, share, self.line, self.reach, generator)
+    return (~hidden).to(x.dtype), guessed
 
 
 @patch
 def loss(self: BernoulliMask, run, x, weight, measure):
     "How wrong the guesses are, at hidden pixels alone."
-    mask = self.keep(x)
+    mask, guessed = self.keep(x)
     pred = run(x * mask, mask)
-    return apply_loss(measure, pred, x, _counted(1 - mask, weight).expand_as(x))
+    return apply_loss(measure, pred, x, _counted(guessed, weight).expand_as(x))
 
 
 @patch
 def draw(self: BernoulliMask, run, x, generator=None):
     "One prediction, with pixels hidden as in training."
-    mask = self.keep(x, generator)
+    mask, _ = self.keep(x, generator)
     return run(x * mask, mask)
 
 # %% ../../nbs/models/09_self_supervised.ipynb #4021f4ba
 @dataclass(frozen=True)
 class PairDownsample(Masking):
     "Two half-sized images out of one, each the other's target: Zero-shot Noise2Noise."
+    chosen: ClassVar[tuple] = ("line", "reach")
     consistency: float = 1.0  # Weight of the second part of the loss, at least 0
+    # 'X' or 'Y' where the noise runs along lines, 'YX' where it spreads; null = neither
+    line: Optional[str] = "auto"
+    reach: int | str = "auto"  # Pixels along a line whose noise is not independent
 
     def __post_init__(self):
+        _settle(self)
         if self.consistency < 0:
             raise ConfigError(
                 f"`model.masking.consistency` must be at least 0; got {self.consistency!r}."
@@ -301,21 +371,54 @@ def _squares(x: torch.Tensor) -> list[torch.Tensor]:
 @patch
 def draw(self: PairDownsample, run, x, generator=None):
     "The image less its noise."
-    return x - run(x)
+    places, out = self.apart(x), torch.empty_like(x)
+    if len(places) == 1: return x - run(x)
+    for at in places: out[at] = x[at] - run(x[at])
+    return out
 
 
 @patch
 def loss(self: PairDownsample, run, x, weight, measure):
     "Each half is the other's target; the whole must agree with both."
-    halves, wholes = diagonals(x), diagonals(self.draw(run, x))
+    parts = [
+        self._loss(run, x[at], None if weight is None else weight[at], measure)
+        for at in self.apart(x)
+    ]
+    return sum(parts) / len(parts)
+
+
+@patch
+def _loss(self: PairDownsample, run, x, weight, measure):
+    "The loss of an image whose noise is independent."
+    halves, wholes = diagonals(x), diagonals(x - run(x))
     # a square counts as much as the least of its four pixels
     clear = None if weight is None else torch.stack(_squares(weight)).amin(0).expand_as(halves[0])
     total = 0
     for i, j in ((0, 1), (1, 0)):
-        pred = self.draw(run, halves[i])
+        pred = halves[i] - run(halves[i])
         total = total + apply_loss(measure, pred, halves[j], clear) / 2
         total = total + self.consistency * apply_loss(measure, pred, wholes[i], clear) / 2
     return total
+
+# %% ../../nbs/models/09_self_supervised.ipynb #ab90cd12
+@patch(cls_method=True)
+def follows(cls: PairDownsample, line, reach):
+    "Not where whole lines have an offset: pixels of a line share it at any distance."
+    return reach < _WHOLE
+
+
+@patch
+def apart(self: PairDownsample,
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+) -> list[tuple]:  # Index of each; one, the whole, where noise is independent
+    "The interleaved images of pixels that are far enough from each other."
+    names = "ZYX"[-(x.ndim - 2):]
+    step = min(self.reach, 7) + 1
+    starts = [range(step if a in (self.line or "") else 1) for a in names]
+    return [
+        (..., *(slice(i, None, len(r)) for i, r in zip(at, starts)))
+        for at in itertools.product(*starts)
+    ]
 
 # %% ../../nbs/models/09_self_supervised.ipynb #027fd5c4
 class SelfSupervised(Im2ImModule):
@@ -479,7 +582,10 @@ def held_back(self: SelfSupervised,
     few = counted > 0
     if 0 < few.float().mean() <= _FEW and _scattered(few): return few
     lattice = torch.zeros_like(x[:1, :1], dtype=torch.bool)
-    lattice[(..., *[slice(1, None, 4) if n > 1 else slice(None) for n in x.shape[2:]])] = True
+    line, reach = getattr(self.strategy, "line", None) or "", getattr(self.strategy, "reach", 0)
+    # squares that are hidden around a pixel must leave others between them
+    step = max(4, 2 * reach + 2) if len(line) == x.ndim - 2 else 4
+    lattice[(..., *[slice(1, None, step) if n > 1 else slice(None) for n in x.shape[2:]])] = True
     return lattice & few
 
 
@@ -547,3 +653,101 @@ def from_config(cls: SelfSupervised, spec, in_channels, out_channels, *args, **k
     "As for any framework; as many channels out as in, or one of each where they are alone."
     n = 1 if spec.get("channels") == "alone" else in_channels
     return super(SelfSupervised, cls).from_config(spec, n, n, *args, **kwargs)
+
+# %% ../../nbs/models/09_self_supervised.ipynb #e4b19f70
+def _choice(noise: dict, dims: int) -> tuple[Optional[str], int]:
+    "Line and reach for noise as measured."
+    runs = {a: noise.get("reach", {}).get(a) for a in "ZYX"[-dims:]}
+    runs = {a: n for a, n in runs.items() if n is not None}
+    whole = [a for a, n in runs.items() if n == 0]
+    if whole: return max(whole, key=lambda a: noise.get("lines", {}).get(a, 0)), _WHOLE
+    if not runs: return None, 5
+    most = (7, 3, 2)[len(runs) - 1]  # a square of many pixels leaves nothing to guess from
+    return "".join(runs), min(max(runs.values()), most)
+
+
+@patch(cls_method=True)
+def suited(cls: SelfSupervised,
+    spec: dict,  # The config's `model`
+    noise: dict,  # `Noise.to_dict()`
+    dims: int,  # Spatial dimensions, 2 or 3
+    trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    before: Optional[dict] = None,  # What the run that is continued had chosen, its `masking`
+) -> tuple[dict, list[str]]:  # `spec` with plain values instead of 'auto'; sentences
+    "Choose what the config leaves to the images."
+    masking = {"_target_": "BlindSpot"} | dict(spec.get("masking") or {})
+    kind = find_class(masking["_target_"], "masking", "model.masking._target_", trust)
+    left = [k for k in kind.chosen if masking.get(k, "auto") == "auto"]
+    if before and before.get("_target_") == masking["_target_"]:
+        masking |= {k: before[k] for k in left if k in before}
+        left = [k for k in left if k not in before]
+    line, reach = _choice(noise, dims)
+    if "line" in left: masking["line"] = line if kind.follows(line, reach) else None
+    if "reach" in left and masking.get("line"):
+        known = noise.get("reach", {}).get(masking["line"], 5) or _WHOLE
+        masking["reach"] = reach if masking["line"] == line else known
+    made = build(masking, "masking", "model.masking", trust)
+    masking |= {k: getattr(made, k) for k in left}
+    return spec | {"masking": masking}, made.remarks(noise, dims, "line" in left)
+
+# %% ../../nbs/models/09_self_supervised.ipynb #f1c7a2d4
+@patch
+def remarks(self: Masking,
+    noise: dict,  # `Noise.to_dict()`
+    dims: int,  # Spatial dimensions, 2 or 3
+    chosen: bool = True,  # Whether the line was chosen for this noise
+) -> list[str]:  # Sentences
+    "What is done about noise, and what cannot be."
+    runs = {a: n for a, n in noise.get("reach", {}).items() if a in "ZYX"[-dims:]}
+    line = getattr(self, "line", None) or ""
+    values = {k: getattr(self, k) for k in self.chosen}
+    keys = ", ".join(f"{k}: {'null' if v is None else v}" for k, v in values.items())
+    open_axes, said = [a for a in runs if a not in line], []
+    if line and chosen:
+        said.append(f"noise along {', '.join(line)} is hidden with `model.masking` {keys}")
+    if open_axes:
+        said.append(
+            f"warning: the noise is not independent along {', '.join(open_axes)}, and"
+            f" {type(self).__name__}"
+            + (f" with `model.masking` {keys} learns it as if it were signal; " if keys else
+               " learns it as if it were signal; ")
+            + ("take the preset n2v_2d or n2v_3d" if chosen and not line else
+               "leave `line`, `reach` and `share` out" if not chosen else
+               f"what is left of it can be averaged along {', '.join(open_axes)} afterwards")
+        )
+    return said + _beyond(noise, runs)
+
+# %% ../../nbs/models/09_self_supervised.ipynb #f2c8b3e5
+def _beyond(noise: dict, runs: dict) -> list[str]:
+    "Sentences on what no way of hiding pixels helps against."
+    said, percent = [], lambda share: f"{100 * share:.2g} %"
+    if len(runs) > 1 and max(runs.values()) > 2:
+        n = max(runs.values())
+        said.append(
+            f"the noise spreads over {n} pixels on all sides, as in images that were enlarged or"
+            f" smoothed: take them as they were recorded, or reduce them {min(n, 4)} times first"
+        )
+    if noise.get("blocks"):
+        said.append(
+            "the images were compressed to blocks of 8 pixels (JPEG), which changes their noise"
+            " for good: take them as they were recorded, if you can"
+        )
+    for axis in noise.get("alternating", ()):
+        said.append(
+            f"every second pixel along {axis} is of another kind (interlaced, scanned to and fro,"
+            " or a mosaic of colors), and stays so in the result: put that right first, or give"
+            " every second line alone"
+        )
+    low, high = noise.get("clipped"), noise.get("saturated")
+    if low and low[1] > 0.05:
+        said.append(
+            f"{percent(low[1])} of the pixels are clipped at {low[0]:.6g}: the mean of what is left"
+            " there is brighter than the signal was, and so is the result; record with a higher"
+            " offset for dark structures to keep their contrast"
+        )
+    if high and high[1] > 0.001:
+        said.append(
+            f"{percent(high[1])} of the pixels are saturated at {high[0]:.6g}: what was brighter"
+            " is lost, and the result is no measure of intensity there"
+        )
+    return said
