@@ -205,7 +205,7 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
         trust=trust,
     )
 
-
+# %% ../nbs/12_cli.ipynb #a9d2b906
 def _out_folder(cfg: Config, predictor, name: str) -> Path:
     "`predict.out`, or a folder in the run that the checkpoint belongs to."
     parent = predictor.path.parent
@@ -229,7 +229,7 @@ def _writable(folder: Path) -> Path:
             if p.is_dir(): p.rmdir()
     return folder
 
-
+# %% ../nbs/12_cli.ipynb #92719c2b
 def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     model = _predictor(cfg, config_name, trust)
     out = _out_folder(cfg, model, "predictions")
@@ -313,7 +313,7 @@ def _say(error: str) -> int:
     print(shown, file=sys.stderr)
     return 2
 
-
+# %% ../nbs/12_cli.ipynb #22e3711a
 def _run(argv: Sequence[str]) -> int:
     args, overrides = _parse(argv)
     if args.help or not argv:
@@ -338,7 +338,7 @@ def _run(argv: Sequence[str]) -> int:
     if cfg.mode == "train": return _train(cfg, args.trust, args.moved)
     return {"predict": _predict, "evaluate": _evaluate}[cfg.mode](cfg, args.config, args.trust)
 
-
+# %% ../nbs/12_cli.ipynb #9328a88a
 def _list() -> int:
     "Print every preset, and every network, with the first line of its comment."
     for title, names, text in (("presets", preset_names, preset_text),
@@ -347,6 +347,6 @@ def _list() -> int:
         for name in names(): print(f"  {name:<22s} {text(name).splitlines()[0].lstrip('# ')}")
     return 0
 
-
+# %% ../nbs/12_cli.ipynb #11c1b4c4
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())

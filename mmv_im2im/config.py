@@ -984,7 +984,7 @@ def load_config(
         )
     return preset(source, **(overrides or {}))
 
-
+# %% ../nbs/01_config.ipynb #906cd520
 def _read_run(folder: Path) -> dict:
     "What a run was made with; the folder is the run, wherever it was moved to."
     path = folder / RUN_CONFIG
@@ -1019,7 +1019,7 @@ def _read_file(path: Path) -> dict:
     _check_names(raw, Config)
     return raw
 
-
+# %% ../nbs/01_config.ipynb #a5b8c4d6
 def _read_text(path: Path) -> str:
     "The text of a config file; `ConfigError` where it is something else."
     if path.suffix.lower() in (".ckpt", ".pt", ".pth"):
@@ -1038,7 +1038,7 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"'{path}' is not a text file; a config is yaml, saved as UTF-8.")
     return text
 
-
+# %% ../nbs/01_config.ipynb #cdd1828b
 def save_config(
     cfg: Config,  # What to write
     path: str | Path,  # Yaml file to write

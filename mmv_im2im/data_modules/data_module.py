@@ -349,8 +349,7 @@ class Im2ImDataModule(pl.LightningDataModule):
     ):
         super().__init__()
         _keep(self, **{k: v for k, v in locals().items() if k not in ("self", "__class__")})
-        self.in_channels: Optional[int] = None
-        self.out_channels: Optional[int] = None
+        self.in_channels, self.out_channels = None, None  # Read from the images
         # What the trainer says: batches of an epoch at most, and processes
         self.limit_train_batches: int | float | None = None
         self.world = 1
@@ -754,7 +753,7 @@ def _position(self: Im2ImDataModule) -> tuple[int, int]:
     within = loop.epoch_loop.batch_progress.current.ready if begun else 0
     return 0 if trainer.overfit_batches else epoch, within
 
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #96cde8dd
 @patch
 def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
     "Batches of random patches, in an order that goes on where the trainer stands."
@@ -772,7 +771,7 @@ def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
     except (ValueError, TypeError) as e:
         raise ConfigError(f"`data.loader` {options} with {workers} workers: {e}") from None
 
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #489a5591
 @patch
 def val_dataloader(self: Im2ImDataModule) -> DataLoader:
     "Whole images one by one, or batches of fixed patches; several processes share them out."
@@ -789,7 +788,7 @@ def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> Dat
     "Whole images, or crops, one by one; each process has its share."
     return _shared_out(ImageDataset(items, load, self.recipe.labels), 1, self.trainer)
 
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #ea86f1c1
 @patch
 def _workers(self: Im2ImDataModule, world: int) -> int:
     "Loading processes: as asked for; else none for the CPU, or where they start slowly."

@@ -353,7 +353,7 @@ class PairDownsample(Masking):
                 f"`model.masking.consistency` must be at least 0; got {self.consistency!r}."
             )
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #83b1b2b2
 def diagonals(
     x: torch.Tensor,  # `(..., Y, X)`; a last odd row or column is left out
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Two images `(..., Y/2, X/2)`
@@ -367,7 +367,7 @@ def _squares(x: torch.Tensor) -> list[torch.Tensor]:
     y, width = (n // 2 * 2 for n in x.shape[-2:])
     return [x[..., i:y:2, j:width:2] for i in (0, 1) for j in (0, 1)]
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #67bde4ce
 @patch
 def draw(self: PairDownsample, run, x, generator=None):
     "The image less its noise."
@@ -386,7 +386,7 @@ def loss(self: PairDownsample, run, x, weight, measure):
     ]
     return sum(parts) / len(parts)
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #4f5ef7b7
 @patch
 def _loss(self: PairDownsample, run, x, weight, measure):
     "The loss of an image whose noise is independent."
@@ -492,7 +492,7 @@ def _fit(self: SelfSupervised, x: torch.Tensor, mask: Optional[torch.Tensor]) ->
     around, _ = pad_to_multiple(mask, self.stride(x.shape[1], x.ndim - 2))
     return unpad(image_of(self.net(padded, around)), crop)
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #2e703f3c
 @patch
 def stride(self: SelfSupervised, in_channels, dims, network=None):
     "As for any framework; channels that are denoised alone meet a network of one."
@@ -506,7 +506,7 @@ def probe(self: SelfSupervised, in_channels, dims):
     one = self.channels == "alone"
     return super(SelfSupervised, self).probe(1 if one else in_channels, dims)
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #cfdc5435
 @patch(as_prop=True)
 def averages(self: SelfSupervised) -> bool:
     "Whether a result is the mean of several predictions, whose spread can be told."
@@ -518,7 +518,7 @@ def validation_cost(self: SelfSupervised) -> float:
     "Predictions that a validation averages."
     return min(_LEAST, self.strategy.samples) if self.averages else 1
 
-
+# %% ../../nbs/models/09_self_supervised.ipynb #95bc1fff
 @patch
 def losses(self: SelfSupervised, batch):
     "The loss of noisy patches."
