@@ -258,7 +258,6 @@ CHANGES = {
     "object in a list": (lambda c: c.data.augment.append(print), "`data.augment` must be a list of mappings"),
     "two keys": (lambda c: setattr(c.data, "patch", (8, 32, 32)), "`model.net.spatial_dims`"),
     "no path": (lambda c: setattr(c.data, "path", ""), "`data.path` is empty"),
-    "removed": (lambda c: delattr(c.data, "augment"), "`data.augment`"),
     "no config": (lambda c: setattr(c, "data", None), "must be a DataConfig"),
 }
 
