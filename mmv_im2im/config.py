@@ -9,9 +9,13 @@ __all__ = ['REFUSED', 'RUN_CONFIG', 'option', 'DataConfig', 'TrainerConfig', 'Pr
            'config_keys', 'config_reference']
 
 # %% ../nbs/01_config.ipynb #496bd7a5
+import ast
 import copy
 import re
+import sys
+import tokenize
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, get_args, get_origin, get_type_hints
@@ -1143,9 +1147,8 @@ def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
 
 def _section_keys(cls: type, prefix: str) -> list[dict]:
     "Rows for the fields of one section."
-    from fastcore.docments import docments  # only --help and the reference need it
-    parts = [c for c in reversed(cls.__mro__) if is_dataclass(c)]
-    comments = {k: v for c in parts for k, v in docments(c).items() if v}
+    known = _field_comments()
+    comments = {k: v for c in reversed(cls.__mro__) for k, v in known.get(c.__name__, {}).items()}
     hints, rows = get_type_hints(cls), []
     for f in fields(cls):
         if is_dataclass(hints[f.name]): continue
@@ -1176,3 +1179,30 @@ def config_reference() -> str:  # Markdown, one table a section
         cells = (f"`{r['key']}`", r["type"], f"`{r['default']}`", r["allowed"], r["help"])
         text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(text)
+
+# %% ../nbs/01_config.ipynb #8ced78ca
+@cache
+def _field_comments() -> dict[str, dict[str, str]]:
+    "The comment behind or above each field, by class; the source is read once, for --help is quick."
+    path = getattr(sys.modules[Config.__module__], "__file__", None)
+    if path is None: return {}  # in a notebook
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    tokens = tokenize.generate_tokens(iter([f"{line}\n" for line in lines]).__next__)
+    behind = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    out = {}
+    for node in ast.parse("\n".join(lines)).body:
+        if not isinstance(node, ast.ClassDef): continue
+        out[node.name] = {
+            field.target.id: _comment(field.lineno, lines, behind)
+            for field in node.body if isinstance(field, ast.AnnAssign)
+        }
+    return out
+
+
+def _comment(line: int, lines: list[str], behind: dict[int, str]) -> str:
+    "The comment of a line, or those that stand alone right above it."
+    found, above = [behind.get(line, "")], line - 1
+    while not found[0] and lines[above - 1].lstrip().startswith("#"):
+        found.append(lines[above - 1])
+        above -= 1
+    return " ".join(text.strip().lstrip("#").strip() for text in reversed(found)).strip()

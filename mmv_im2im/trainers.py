@@ -214,7 +214,8 @@ def fit(self: Im2ImTrainer,
     "Train; `ConfigError` where `monitor` names a figure that is not logged."
     handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
     _watch_best(self, model)
-    data = next((d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)), None)
+    given = [d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)]
+    data = given[0] if given else None
     if data: _plan(self, data, model)
     if ckpt_path and self.metrics_csv:
         checkpoint = load_checkpoint(ckpt_path)
