@@ -1183,7 +1183,7 @@ def config_reference() -> str:  # Markdown, one table a section
 # %% ../nbs/01_config.ipynb #8ced78ca
 @cache
 def _field_comments() -> dict[str, dict[str, str]]:
-    "The comment behind or above each field, by class; the source is read once, for --help is quick."
+    "The comment behind or above each field, by class; the source is read once: --help is quick."
     path = getattr(sys.modules[Config.__module__], "__file__", None)
     if path is None: return {}  # in a notebook
     lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -313,12 +313,13 @@ def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
 def _compare(
     trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
 ) -> Optional[dict]:
-    "Which checkpoint is the better one, and by what figures; None where there is nothing to compare."
+    "Which checkpoint is the better one, and by what figures; None where there is none."
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
     last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
     if trainer.interrupted or best is None or not last.is_file(): return None
     step, figure = best.seen
-    known = {"best": best.best_model_score, "last": figure if step == trainer.global_step else None}
+    at_end = figure if step == trainer.global_step else None
+    known = {"best": best.best_model_score, "last": at_end}
     found = {k: None if v is None else float(v) for k, v in known.items()}
     whole = data is None or data.val_patches or data.validation.whole
     if not whole or found["last"] is None:

@@ -307,7 +307,9 @@ def on_train_epoch_end(self: Im2ImModule):
     "Log the mean losses of the epoch, `train/loss` and its parts."
     means = {f"train/{k}": v for k, v in _pooled(self._sums, self._seen).items()}
     for k, v in means.items(): self._log_epoch(k, v, k == "train/loss")
-    self._ended = {"epoch": self.current_epoch} | means
+    # in single precision, as Lightning logs them
+    logged = {k: float(torch.tensor(v, dtype=torch.float32)) for k, v in means.items()}
+    self._ended = {"epoch": self.current_epoch} | logged
     self._sums, self._seen = {}, {}
 
 
