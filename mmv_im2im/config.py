@@ -114,7 +114,8 @@ def _type_hint(value: Any, tp: Any) -> str:
 
 def _plain(x: Any) -> Any:
     if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, dict):
+        return {k if isinstance(k, (str, int)) else str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, Path): return str(x)
     return x.tolist() if hasattr(x, "tolist") else x  # a number or an array of NumPy

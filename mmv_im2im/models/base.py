@@ -224,7 +224,7 @@ def forward(self: Im2ImModule,
 # %% ../../nbs/models/00_base.ipynb #40fe293d
 @patch
 def on_before_batch_transfer(self: Im2ImModule, batch, dataloader_idx):
-    "A batch as a dict of tensors, floating images in single precision; `DataError` for others."
+    "A batch as a dict of tensors, images in single or double precision; `DataError` for others."
     if isinstance(batch, torch.Tensor): batch = [batch]
     if isinstance(batch, (list, tuple)) and 1 <= len(batch) <= 3:
         batch = dict(zip(("IM", "GT", "CM"), batch))
@@ -236,8 +236,10 @@ def on_before_batch_transfer(self: Im2ImModule, batch, dataloader_idx):
             f" this order, each (B, C, [Z,] Y, X); got {_contents(batch)}. Add the axis of channels"
             " where it lacks."
         )
-    single = lambda k, x: x.float() if k != "GT" or x.dtype == torch.float64 else x
-    return batch | {k: single(k, x) for k, x in images.items() if x.dtype != torch.float32}
+    double = any(p.dtype == torch.float64 for p in self.parameters())
+    usual = torch.float64 if double else torch.float32
+    cast = lambda k, x: x.to(usual) if k != "GT" or x.is_floating_point() else x
+    return batch | {k: cast(k, x) for k, x in images.items()}
 
 
 # Lightning says at each start that the hook of the model is taken, which is meant
