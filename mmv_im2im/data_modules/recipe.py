@@ -226,7 +226,8 @@ def zoom(self: Recipe,
     if not self.isotropic: return None
     if self.spatial_dims == 2:
         raise ConfigError("`data.isotropic` needs a 3D model; give `data.patch` 3 sizes.")
-    size = self.pixel_size or pixel_size
+    given = self.pixel_size or (None, None, None)  # for what the file does not say
+    size = [n if n is not None else g for n, g in zip(pixel_size, given)]
     if None in size:
         raise DataError(
             f"'{path}' does not say its voxel size, which `data.isotropic` needs; give it as"
