@@ -435,8 +435,9 @@ def _everyones_images(kept: tuple[list, list, list]) -> tuple[list, list, list]:
 def on_validation_epoch_end(self: Im2ImModule):
     "Log the figures, and how far the predictions are from the targets as sets."
     figures = _pooled(self._val_sums, self._val_seen)
-    if self.distances and self._kept[0]:
-        kept = _everyones_images(self._kept)
+    # every process gathers, those without images, too
+    kept = _everyones_images(self._kept) if self.distances else ()
+    if kept and kept[0]:
         dims = kept[0][0].ndim - 1
         figures |= set_metrics(*kept, spatial_dims=dims, names=self.distances)
     self.on_validation_epoch_start()
