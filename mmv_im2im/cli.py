@@ -309,7 +309,8 @@ def main(
 def _say(error: str) -> int:
     "Print an error as a paragraph; its exit status."
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    shown = textwrap.fill(f"error: {error}", width, break_long_words=False, break_on_hyphens=False)
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths can be copied
+    shown = textwrap.fill(error, width, initial_indent="error: ", **whole)
     print(shown, file=sys.stderr)
     return 2
 
