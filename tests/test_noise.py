@@ -1,4 +1,5 @@
 "Denoisers look at their images: what is measured of noise, what is said, what is done about it."
+import shutil
 import io
 import json
 
@@ -175,10 +176,11 @@ def test_what_was_chosen_is_kept_and_said(tmp_path, striped, name, capfd):
 
 
 def test_a_run_that_continues_keeps_its_choice(tmp_path, striped):
-    cfg = from_dict(denoiser("BlindSpot", data={"path": str(striped)}, out=str(tmp_path / "r")))
+    images = shutil.copytree(striped, tmp_path / "images")
+    cfg = from_dict(denoiser("BlindSpot", data={"path": str(images)}, out=str(tmp_path / "r")))
     run = train(cfg)
     (run.folder / "run.json").unlink()  # as if it had been killed
-    write_image(striped / "a.tif", white((256, 256)).astype(np.float32), "YX")
+    write_image(images / "a.tif", white((256, 256)).astype(np.float32), "YX")
     assert prepare(cfg)[0].model["masking"]["line"] == "X"
 
 
