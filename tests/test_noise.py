@@ -1,7 +1,7 @@
 "Denoisers look at their images: what is measured of noise, what is said, what is done about it."
-import shutil
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
