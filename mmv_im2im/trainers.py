@@ -60,7 +60,7 @@ from .data_modules.noise import noise_of
 from .metrics import metric_mode
 from .models.base import Im2ImModule
 from .report import environment, write_report
-from .tuning import find_batch_size, find_lr, highest_memory
+from .tuning import find_batch_size, find_lr, highest_memory, quiet_lightning
 from .vis import plot_curves, save_figure
 
 # %% ../nbs/11_trainers.ipynb #1a30747e
@@ -649,7 +649,7 @@ def prepare(
     cfg = checked(cfg)
     check_ready(cfg, "train")
     check_targets(cfg, trust)
-    with _quiet(): _make_trainer(cfg, None, (), trust)
+    with quiet_lightning(): _make_trainer(cfg, None, (), trust)
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
     data.kept = _kept_split(cfg)
     data.limit_train_batches = cfg.trainer.limit_train_batches
@@ -845,20 +845,6 @@ def _make_trainer(
             " batch where each process has few images."
         )
     return trainer
-
-
-@contextmanager
-def _quiet():
-    "Without what Lightning says of the hardware: it says so once more when the run begins."
-    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 # %% ../nbs/11_trainers.ipynb #b8fa8c6a
 def _as_config(given: Any) -> Config:
