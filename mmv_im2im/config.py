@@ -407,7 +407,7 @@ class _Length:
     "How long to train, and how much of the images to look at."
     max_epochs: int = option(20, low=-1)  # Stop after so many epochs; -1 = no limit
     max_steps: int = option(-1, low=-1)  # Stop after so many optimisation steps; -1 = no limit
-    max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'
+    max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'; schedules end with it
     min_epochs: Optional[int] = option(None, low=1)  # Do not stop early before so many epochs
     min_steps: Optional[int] = option(None, low=1)  # Do not stop early before so many steps
     # Stop when the monitored figure has not improved for 10 validations (true), or for so many

@@ -43,7 +43,7 @@ from torch.utils.data import default_collate
 from . import __version__
 from mmv_im2im.callbacks import (
     Annealing, Averaging, ChannelsLast, Compiled, FiniteLoss, Patience, Pictures, RunProgress,
-    RunStopped, StopOnSignal, StoppedAtOnce, requeue,
+    RunStopped, StopOnSignal, StoppedAtOnce, TimedSchedule, requeue,
 )
 from mmv_im2im.checkpoints import (
     AtomicCheckpointIO, MetricsCSV, find_checkpoint, load_checkpoint, not_written, read_metrics
@@ -92,7 +92,7 @@ class Im2ImTrainer(pl.Trainer):
         every = kwargs.get("log_every_n_steps") or 10
         self.stop = StopOnSignal(last, every)
         self.annealing, self.outcome = Annealing(), None
-        added = [self.stop, FiniteLoss(every), self.annealing]
+        added = [self.stop, FiniteLoss(every), TimedSchedule(), self.annealing]
         if channels_last: added.append(ChannelsLast())
         if compile: added.append(Compiled("inductor" if compile is True else compile))
         if ema is not None or swa is not None: added.append(Averaging(ema, swa or 0.0))

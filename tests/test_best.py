@@ -203,6 +203,13 @@ def test_validation_of_methods_that_average_costs_more():
     assert SelfSupervised(torch.nn.Identity()).validation_cost == FCN(torch.nn.Identity()).validation_cost == 1
 
 
+@pytest.mark.parametrize("scheduler, interval", [(ONE_CYCLE, "step"), (ONE_CYCLE, "epoch"), ({"_target_": "LinearDecay", "flat": 0.5}, "step")])
+def test_a_schedule_ends_with_the_time(tmp_path, pairs, scheduler, interval):
+    trainer, _ = fitted(tmp_path / "run", pairs, scripted({}, scheduler, interval), max_epochs=5000, max_time="00:00:00:03")
+    assert trainer.current_epoch < 2500
+    assert trainer.annealing.rate < 0.1 * trainer.annealing.highest
+
+
 def test_a_budget_is_kept(tmp_path):
     folder = simulate_set(tmp_path / "set", 12, (128, 128), source="nuclei", target="labels", n_cells=3)
     _, _, data = prepare(from_dict(changed(CONFIG, {"data.path": str(folder), "data.val_fraction": 0.5, "data.val_pixels": 6 * 60 * 60})))
