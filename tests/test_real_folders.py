@@ -291,3 +291,22 @@ def test_looking_into_many_files_stays_cheap(tmp_path, monkeypatch):
     monkeypatch.setattr(m.recipe, "header", lambda key, path, time: ((1, 20_000, 20_000), SimpleNamespace(dtype="uint8")))
     read.clear()
     assert check_contents(items, m.recipe) == [] and read.count("IM") == read.count("GT") == 2
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["label", "image"])
+@pytest.mark.parametrize("at", [(slice(2, 14), slice(4, 60)), (slice(50, 62), slice(4, 60)), (slice(4, 60), slice(50, 62)), (slice(20, 40), slice(2, 62))])
+def test_a_region_that_validates_shows_something(tmp_path, dims, kind, at):
+    "Objects fill one side of the only image, or its middle: neither part is background alone."
+    from mmv_im2im.data_modules.data_module import Im2ImDataModule
+    shape = (64, 64) if dims == 2 else (8, 64, 64)
+    mask = np.zeros(shape, np.uint8)
+    mask[(..., *at)] = 1
+    target = mask if kind == "label" else mask * 100.0 + np.random.default_rng(0).normal(0, 1, shape)
+    for k, x in (("IM", mask * 100.0), ("GT", target)):
+        (tmp_path / k).mkdir()
+        tifffile.imwrite(tmp_path / k / "a.tif", x.astype(np.uint8 if kind == "label" and k == "GT" else np.float32), photometric="minisblack")
+    for seed in range(4):
+        data = Im2ImDataModule(tmp_path, (16, 16) if dims == 2 else (8, 16, 16), 2, target_kind=kind, num_workers=0, gap=2, seed=seed)
+        data.setup()
+        for item in (data.train_items[0], data.val_items[0]): assert mask[tuple(slice(*r) for r in item["region"])].any(), (seed, item)

@@ -487,10 +487,22 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
     train, val = [], []
     for item in items:
         seed = derive_seed(self.seed, "region", _place(self, item))
-        a, b = split_regions(_shape(self, item), self.val_fraction, seed, self.gap)
+        shape = _shape(self, item)
+        a, b = split_regions(shape, self.val_fraction, seed, self.gap, seen=_seen(self, item, shape))
         train.append(item | {"region": a})
         val.append(item | {"region": b})
     return train, val
+
+
+def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
+    "How much the target shows at each pixel; None where there is none, or it is very large."
+    if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None
+    x = self.recipe.read("GT", item["GT"], item.get("time"))
+    if self.recipe.labels: return (x > 0).any(0)
+    return np.abs(x - np.median(x, axis=tuple(range(1, x.ndim)), keepdims=True)).mean(0)
+
+
+_LOOKED_AT = 10**9  # Pixels of a target that is read to choose a region
 
 
 def _split_by_pixels(

@@ -731,6 +731,9 @@ def split_regions(
     seed: int,  # Draws the end at which the strip lies
     gap: int,  # Pixels between the two parts that neither uses
     axis: Optional[int] = None,  # Axis of `shape` to cut; None for the longer one of Y and X
+    # How much there is to see at each pixel, 0 or more, of this shape: the ends of Y and X are tried
+    # until both parts show a quarter of the mean; None = the end as it is drawn
+    seen: Optional[np.ndarray] = None,
 ) -> tuple[Region, Region]:  # Where to train and where to validate: (start, stop) for each axis
     "Cut a strip for validation off one end of an image."
     _check_fraction(fraction)
@@ -738,20 +741,41 @@ def split_regions(
     if len(shape) not in (2, 3) or gap < 0:
         raise DataError("`shape` must be (Y, X) or (Z, Y, X) and `gap` not negative; got "
                         f"{shape} and {gap}.")
-    if axis is None: axis = len(shape) - (1 if shape[-1] > shape[-2] else 2)
+    given = axis is not None
+    if not given: axis = len(shape) - (1 if shape[-1] > shape[-2] else 2)
     if not -len(shape) <= axis < len(shape):
         raise DataError(f"`axis` must be 0 to {len(shape) - 1} for an image of shape {shape}; "
                         f"got {axis}.")
+    axes = [axis] if given or seen is None else [axis, 2 * len(shape) - 3 - axis]
+    drawn = derive_seed(seed, "regions") % 2 == 0
+    cuts = [_cut(shape, a, fraction, gap, first) for a in axes for first in (drawn, not drawn)]
+    if cuts[0] is None:
+        raise DataError(f"nothing is left to train on: of {shape[axis]} pixels along axis {axis}, "
+                        f"{fraction:.0%} validate and {gap} are the gap; take a smaller "
+                        "`data.val_fraction` or `data.gap`, or more images.")
+    if seen is None or not seen.any(): return cuts[0]
+    cuts = [c for c in cuts if c]
+    amounts = [_least_seen(c, seen) for c in cuts]
+    enough = [c for c, amount in zip(cuts, amounts) if amount >= 0.25]
+    return enough[0] if enough else cuts[int(np.argmax(amounts))]
+
+
+def _cut(
+    shape: tuple[int, ...], axis: int, fraction: float, gap: int, first: bool
+) -> Optional[tuple[Region, Region]]:
+    "The two parts, with the strip at the first or the last end; None where nothing is left."
     n = shape[axis]
     strip = max(round(n * fraction), 1)
     rest = n - strip - gap
-    if rest < 1:
-        raise DataError(f"nothing is left to train on: of {n} pixels along axis {axis}, {strip} "
-                        f"validate and {gap} are the gap; take a smaller "
-                        "`data.val_fraction` or `data.gap`, or more images.")
-    first = derive_seed(seed, "regions") % 2 == 0
+    if rest < 1: return None
     train, val = ((n - rest, n), (0, strip)) if first else ((0, rest), (n - strip, n))
     return _on_axis(shape, axis, train), _on_axis(shape, axis, val)
+
+
+def _least_seen(cut: tuple[Region, Region], seen: np.ndarray) -> float:
+    "What the emptier of two parts shows, in proportion to the mean of the image."
+    means = [seen[tuple(slice(a, b) for a, b in region)].mean() for region in cut]
+    return float(min(means) / seen.mean())
 
 
 def _on_axis(shape: tuple[int, ...], axis: int, span: tuple[int, int]) -> Region:
