@@ -244,8 +244,10 @@ class TimedSchedule(pl.Callback):
         # every process goes by the clock of the first: their rates must be the same
         gone = trainer.strategy.broadcast(used / max(used + left, 1e-9))
         for s in (c.scheduler for c in trainer.lr_scheduler_configs):
-            length = getattr(s, "total_steps", 0)
+            length = getattr(s, "total_steps", None)
+            if length is None: continue
             while s.last_epoch < min(int(gone * length), length - 1): s.step()
+            s.last_epoch = min(s.last_epoch, length - 1)  # where it stays: torch allows no more
 
 # %% ../nbs/08_callbacks.ipynb #b8074aa4
 class RunProgress(pl.callbacks.TQDMProgressBar):

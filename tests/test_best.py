@@ -210,6 +210,16 @@ def test_a_schedule_ends_with_the_time(tmp_path, pairs, scheduler, interval):
     assert trainer.annealing.rate < 0.1 * trainer.annealing.highest
 
 
+@pytest.mark.parametrize("scheduler, interval", [(ONE_CYCLE, "step"), (ONE_CYCLE, "epoch"), ({"_target_": "LinearDecay"}, "step")])
+@pytest.mark.parametrize("gone", [0.0, 0.5, 0.99])
+def test_a_schedule_that_ran_ahead_waits(tmp_path, pairs, monkeypatch, gone, scheduler, interval):
+    "A slow start, then all steps within the time."
+    monkeypatch.setattr("pytorch_lightning.callbacks.Timer.time_elapsed", lambda self, stage="train": 3600 * gone)
+    trainer, _ = fitted(tmp_path / "run", pairs, scripted({}, scheduler, interval), max_epochs=6, max_time="00:01:00:00")
+    assert trainer.global_step == 24
+    assert trainer.annealing.rate < (0.1 if interval == "step" else 0.4) * trainer.annealing.highest or gone == 0.99
+
+
 def test_a_budget_is_kept(tmp_path):
     folder = simulate_set(tmp_path / "set", 12, (128, 128), source="nuclei", target="labels", n_cells=3)
     _, _, data = prepare(from_dict(changed(CONFIG, {"data.path": str(folder), "data.val_fraction": 0.5, "data.val_pixels": 6 * 60 * 60})))
