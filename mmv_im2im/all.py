@@ -24,6 +24,7 @@ from mmv_im2im.models.adversarial import *
 from mmv_im2im.models.pix2pix import *
 from mmv_im2im.models.cyclegan import *
 from mmv_im2im.models.denoising_nets import *
+from mmv_im2im.models.risk import *
 from mmv_im2im.models.self_supervised import *
 from mmv_im2im.checkpoints import *
 from mmv_im2im.callbacks import *

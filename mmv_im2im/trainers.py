@@ -8,6 +8,7 @@ __all__ = ['Im2ImTrainer', 'open_run', 'Run', 'prepare', 'begin_from', 'lightnin
 # %% ../nbs/11_trainers.ipynb #d8e81e37
 import errno
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -231,6 +232,7 @@ def fit(self: Im2ImTrainer,
             model, train_dataloaders, val_dataloaders, datamodule, resume
         )
         self.outcome = _compare(self, model, data, val_dataloaders)
+        _calibrate(self, model, data)
     except RunStopped:
         rank_zero_info(
             f"stopped by {self.stop.received.name} after step {self.global_step}"
@@ -387,6 +389,28 @@ def _log_end(trainer: Im2ImTrainer, figures: dict):
     for logger in trainer.loggers:
         logger.log_metrics(figures | {"epoch": epoch}, step=step)
         logger.save()
+
+
+def _calibrate(trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule]):
+    "Let the model measure what only final weights can tell, and keep it in both checkpoints."
+    own = type(model).calibrate is not Im2ImModule.calibrate
+    if trainer.interrupted or data is None or not own or trainer.fast_dev_run: return
+    batches, seen = list(itertools.islice(data.val_dataloader(), 4)), {}
+    if not batches: return
+    with _kept(trainer, model):
+        for name in ("last", "best") if trainer.run_folder else ():
+            path = trainer.run_folder / "checkpoints" / f"{name}.ckpt"
+            if not path.is_file(): continue
+            saved = load_checkpoint(path)
+            model.load_state_dict(saved["state_dict"])
+            step = saved["global_step"]
+            seen[step] = seen.get(step) or model.calibrate(batches)
+            saved["state_dict"].update(seen[step][0])
+            if trainer.is_global_zero: AtomicCheckpointIO().save_checkpoint(saved, path)
+    # the weights in hand are the last ones
+    found, sentence = next(iter(seen.values()), None) or model.calibrate(batches)
+    model.load_state_dict(found, strict=False)
+    if sentence: rank_zero_info(sentence)
 
 # %% ../nbs/11_trainers.ipynb #dd88aa75
 def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:

@@ -102,6 +102,81 @@ def test_a_network_made_by_hand_predicts_again(tmp_path, noisy, name):
     assert np.allclose(again(image), data.recipe.source_norm.inverse(model.eval().predict_raw(x)[0].numpy(), data.recipe.source_norm.stats(image[None]))[0], rtol=1e-4, atol=1e-2)
 
 
+# The noise that is left
+
+class Keeps(torch.nn.Module):
+    "A denoiser that learns nothing and leaves part of the noise, in 2D and 3D."
+    def __init__(self, spatial_dims, in_channels, out_channels, part=0.4):
+        super().__init__()
+        self.part, self.w = part, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        from mmv_im2im.models.risk import smooth
+        return self.w * (self.part * x + (1 - self.part) * smooth(x, (1.5,) * (x.ndim - 2)))
+
+
+def blurred_cells(seed: int, dims: int = 2, channels: int = 1) -> np.ndarray:
+    "Clean structures, as optics leave them: `(C, [Z,] Y, X)`."
+    from scipy.ndimage import gaussian_filter
+    rng = np.random.default_rng(seed)
+    shape = (8, 96, 96)[-dims:]
+    x = np.stack([gaussian_filter((rng.random(shape) < 0.004).astype(float), 2.0) for _ in range(channels)])
+    return x / x.max()
+
+
+@pytest.mark.parametrize("dims, channels", [(2, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("noise", ["white", "photons", "along X", "clipped"])
+def test_noise_that_is_left_is_taken_away(dims, channels, noise):
+    clean = torch.from_numpy(blurred_cells(1, dims, channels)).float()[None]
+    torch.manual_seed(0)
+    n = torch.randn_like(clean)
+    if noise == "along X": n = (n + 0.5 * n.roll(1, -1)) / 1.25 ** 0.5
+    y = clean + n * ((0.002 + 0.03 * clean).sqrt() if noise == "photons" else 0.12)
+    if noise == "clipped": y = (y - 0.1).clamp_min(0)
+    target = clean if noise != "clipped" else None  # what is clipped is brighter on average
+    model = SelfSupervised(Keeps(dims, channels, channels), BlindSpot(line="X", reach=1) if noise == "along X" else None).eval()
+    error = lambda: float(((model.predict_raw(y) - target) ** 2).mean())
+    before = error() if target is not None else None
+    found, said = model.calibrate([{"IM": y}])
+    assert found["blur"].max() > 0 and "model.smoothing" in said
+    if target is not None: assert error() < 0.8 * before
+
+
+def test_a_result_without_noise_is_left_alone():
+    clean = torch.from_numpy(blurred_cells(2)).float()[None]
+    y = clean + 0.02 * torch.randn_like(clean)
+    model = SelfSupervised(Keeps(2, 1, 1, part=1.0)).eval()
+    model.net.forward = lambda x: clean + 0.02 * (x - clean) if x.shape == clean.shape else x
+    found, said = model.calibrate([{"IM": y}])
+    assert not found["blur"].any() and said is None
+
+
+@pytest.mark.parametrize("name", MASKINGS)
+def test_the_blur_travels_with_the_weights(tmp_path, noisy, name, monkeypatch):
+    "By itself in both checkpoints; a number is obeyed; none, and weights from before there was one, change nothing."
+    image = read_image(next((noisy / "IM").iterdir())).squeeze()
+    cfg = lambda smoothing, out: from_dict(denoiser(name, model={"smoothing": smoothing}, data={"path": str(noisy / "IM")}, trainer={"max_epochs": 1}, out=str(tmp_path / out)))
+    monkeypatch.setattr("mmv_im2im.models.self_supervised.best_smoothing", lambda images, denoise, line: (0.7, 0.7))
+    runs = {out: train(cfg(s, out)) for out, s in {"auto": "auto", "none": 0, "same": 0.7}.items()}
+    blurs = {k: [checkpoint(r.folder, c)["state_dict"]["blur"].tolist()[1:] for c in ("best", "last")] for k, r in runs.items()}
+    assert np.allclose(blurs["auto"], 0.7) and np.allclose(blurs["none"], 0) and np.allclose(blurs["same"], 0.7)
+    results = {k: Predictor(r, device="cpu")(image) for k, r in runs.items()}
+    assert np.allclose(results["auto"], results["same"]) and not np.allclose(results["auto"], results["none"])
+    assert "blurred by 0.7 pixels" in (tmp_path / "auto" / "run.log").read_text()
+    assert runs["auto"].result["best_score"] == runs["none"].result["best_score"]  # validation goes without
+    old = checkpoint(tmp_path / "none")
+    del old["state_dict"]["blur"]
+    torch.save(old, tmp_path / "old.ckpt")
+    assert np.allclose(Predictor(tmp_path / "old.ckpt", device="cpu")(image), results["none"])
+
+
+@pytest.mark.parametrize("value", [-1, "much", True, 100, [1, 1]])
+def test_a_blur_that_is_none_is_refused(tmp_path, noisy, value):
+    with pytest.raises(ConfigError, match="model.smoothing"):
+        train(from_dict(denoiser("BlindSpot", model={"smoothing": value}, data={"path": str(noisy / "IM")}, out=str(tmp_path / "r"))))
+    assert not (tmp_path / "r").exists()
+
+
 def test_noise_to_noise_is_fcn_on_two_noisy_takes(tmp_path):
     clean = read_image(next((simulate_set(tmp_path / "clean", 1, (96, 96), source="nuclei", target="nuclei", snr=None) / "GT").iterdir())).squeeze()
     for key, seed in (("IM", 1), ("GT", 2)): write_image(tmp_path / "takes" / key / "a.tif", np.float32(clean + np.random.default_rng(seed).normal(0, clean.std(), clean.shape)), "YX")

@@ -201,6 +201,14 @@ def rehearse(self: Im2ImModule,
     return {}
 
 
+@patch
+def calibrate(self: Im2ImModule,
+    batches: list[dict],  # Of whole validation images, or of their crops
+) -> tuple[dict[str, torch.Tensor], Optional[str]]:  # Entries of the state; a sentence
+    "Measure what only final weights can tell; it is kept in the checkpoint. Nothing by default."
+    return {}, None
+
+
 @patch(as_prop=True)
 def network(self: Im2ImModule) -> nn.Module:
     "The network behind `translate`; its stride and receptive field decide the tiling."
