@@ -22,7 +22,7 @@ from adversarial import masks_first, matched, plankton, unpaired_nuclei
 from scipy.ndimage import gaussian_filter
 from skimage.color import hed2rgb, rgb2hed
 from supervised import (
-    GAP, Images, few_photons, files, linear_regression, mean, neighbourhood, nuclei, of_pairs, otsu, over_all, saureus, signal, stack, write_pair,
+    GAP, Images, few_photons, files, linear_regression, mean, nuclei, of_pairs, otsu, over_all, saureus, signal, stack, write_pair,
 )
 
 from mmv_im2im.config import preset, preset_names
@@ -117,25 +117,25 @@ def unpaired(split: Callable[[Path], None]) -> Callable[[Path], None]:
 def linear(folder: Path) -> Images:
     "The best linear filter of 5 x 5 pixels, learned from the training part; in 3D plane by plane."
     sources, targets = of_pairs(folder, "train")
-    if sources[0].shape[0] == 1: return linear_regression(folder)
+    if sources[0].ndim == 3: return linear_regression(folder)
     a = b = 0
     for x, y in zip(sources, targets):
-        for p, q in zip(x, y):
-            f = neighbourhood(p[None])
-            a, b = a + f.T @ f, b + f.T @ q.ravel()
+        f = of_planes(x[0])
+        a, b = a + f.T @ f, b + f.T @ y.ravel()
     w = np.linalg.lstsq(a, b, rcond=None)[0]
-    return [np.stack([(neighbourhood(p[None]) @ w).reshape(p.shape) for p in x]) for x in of_pairs(folder, "test")[0]]
+    return [(of_planes(x[0]) @ w).reshape(x[0].shape) for x in of_pairs(folder, "test")[0]]
+
+
+def of_planes(x: np.ndarray) -> np.ndarray:
+    "For each voxel of a stack those around it in its plane, and a constant: `(voxels, 26)`."
+    x = (x - x.mean()) / x.std()
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(x, [(0, 0), (2, 2), (2, 2)], mode="reflect"), (5, 5), (1, 2))
+    return np.column_stack([around.reshape(x.size, -1), np.ones(x.size)])
 
 
 def otsu_alone(folder: Path) -> Images:
     "Otsu's threshold of each image."
-    return otsu(folder, (0,)) if of_pairs(folder, "test")[0][0].shape[0] == 1 else otsu_of_stacks(folder)
-
-
-def otsu_of_stacks(folder: Path) -> Images:
-    "Otsu's threshold of each stack."
-    from skimage.filters import threshold_otsu
-    return [(x > threshold_otsu(x)).astype(np.uint8) for x in of_pairs(folder, "test")[0]]
+    return otsu(folder, (0,))
 
 
 def smoothed(score: Callable[[Images, Images], float]) -> Callable[[Path], Images]:
@@ -245,8 +245,9 @@ def targets_of(plain: Plain, folder: Path) -> Images:
 
 def middle(x: np.ndarray) -> np.ndarray:
     "The middle plane of the first image, as `show_images` takes it."
-    x = np.asarray(x)
-    return x[len(x) // 2] if x.ndim == 3 and x.shape[0] > 4 else x
+    x = np.squeeze(x)
+    x = x[x.shape[0] // 2] if x.ndim == 3 and x.shape[0] > 4 else x
+    return x if set(np.unique(x)) <= {0, 1} else x.astype(np.float32)  # whole numbers would be drawn as labels
 
 
 def run_preset(name: str, plain: Plain, max_time: Optional[str], pictures: Optional[Path]) -> None:
