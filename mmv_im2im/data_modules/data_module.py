@@ -488,7 +488,8 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
     for item in items:
         seed = derive_seed(self.seed, "region", _place(self, item))
         shape = _shape(self, item)
-        a, b = split_regions(shape, self.val_fraction, seed, self.gap, seen=_seen(self, item, shape))
+        seen = _seen(self, item, shape)
+        a, b = split_regions(shape, self.val_fraction, seed, self.gap, seen=seen)
         train.append(item | {"region": a})
         val.append(item | {"region": b})
     return train, val

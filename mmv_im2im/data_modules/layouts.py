@@ -731,8 +731,8 @@ def split_regions(
     seed: int,  # Draws the end at which the strip lies
     gap: int,  # Pixels between the two parts that neither uses
     axis: Optional[int] = None,  # Axis of `shape` to cut; None for the longer one of Y and X
-    # How much there is to see at each pixel, 0 or more, of this shape: the ends of Y and X are tried
-    # until both parts show a quarter of the mean; None = the end as it is drawn
+    # How much there is to see at each pixel, at least 0, of this shape: the ends of Y and X are
+    # tried until both parts show a quarter of the mean; None = the end as it is drawn
     seen: Optional[np.ndarray] = None,
 ) -> tuple[Region, Region]:  # Where to train and where to validate: (start, stop) for each axis
     "Cut a strip for validation off one end of an image."
