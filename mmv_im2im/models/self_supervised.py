@@ -436,8 +436,8 @@ class SelfSupervised(Im2ImModule):
         loss: Optional[nn.Module] = None,
         # Channels are denoised 'together', or each 'alone' by one network of a single channel
         channels: str = "together",
-        # Blur of the result in pixels, 0 = none; 'auto' = as much as Stein's risk estimate says, once
-        # the weights are final
+        # Blur of the result in pixels, 0 = none; 'auto' = as much as Stein's risk estimate says,
+        # once the weights are final
         smoothing: float | str = "auto",
         # Metrics by name, where there are clean targets; None = those of regression
         metrics: Optional[Sequence[str]] = None,
@@ -693,8 +693,8 @@ def calibrate(self: SelfSupervised, batches):
     if not any(sigma): return {"blur": blur}, None
     along = ", ".join(f"{s:g}" for s in dict.fromkeys(sigma))
     return {"blur": blur}, (
-        f"results are blurred by {along} pixels, which takes away noise that is left and little else"
-        " (`model.smoothing`)"
+        f"results are blurred by {along} pixels, which takes away noise that is left and little"
+        " else (`model.smoothing`)"
     )
 
 
