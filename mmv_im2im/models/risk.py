@@ -68,7 +68,7 @@ def stein_risks(
     denoise: Callable,  # `y -> f(y)`, the same size; the same numbers whenever it is asked
     sigmas: Sequence[Sequence[float]],  # Blurs to try, as `smooth` takes them
     correlated: str = "",  # Axes along which noise is correlated, such as 'X'
-) -> torch.Tensor:  # Estimated mean squared error of `f(y)` after each blur
+) -> torch.Tensor:  # Mean squared error after each blur, as a part of the noise's variance
     "Stein's unbiased risk estimate (SURE), by the method of Ramani et al. 2008."
     f = denoise(y)
     removed, mean = y - f, partial(_over_groups, _group(f))
@@ -90,7 +90,7 @@ def stein_risks(
     risks = [
         ((smooth(f, s) - y) ** 2).mean() + 2 * (probe * smooth(answer, s)).mean() for s in sigmas
     ]
-    return torch.stack(risks) - variance.mean()
+    return torch.stack(risks) / variance.mean().clamp_min(tiny) - 1
 
 # %% ../../nbs/models/09_risk.ipynb #94e2972e
 _SIGMAS = (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.25, 1.5, 2)
