@@ -964,7 +964,11 @@ def preset(
     "A preset as a `Config`, with changes; `ConfigError` where a name or value is wrong."
     cfg = merge(to_dict(Config()), read_yaml(preset_text(name), f"preset {name}"))
     named = {"out": f"runs/{name}"} | {k: v for k, v in cfg.items() if v is not None}
-    return from_dict(merge(named, _plain(overrides)))
+    changes = _plain(overrides)
+    asked = changes.get("trainer")
+    if isinstance(asked, dict) and asked.get("swa") is not None:
+        changes["trainer"] = {"ema": None} | asked  # in place of the preset's other mean
+    return from_dict(merge(named, changes))
 
 # %% ../nbs/01_config.ipynb #43dae127
 RUN_CONFIG = "config.yaml"  # The resolved config inside a run folder

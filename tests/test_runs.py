@@ -317,3 +317,10 @@ def test_a_longer_run_stretches_its_schedule(base, tmp_path):
     make = lambda n: replace(settings(base, trainer__max_epochs=n, out=str(tmp_path / "run")), model=CONFIG["model"] | schedule)
     with pytest.raises(SystemExit): train(make(2), callbacks=[Die()])
     assert train(make(3)).result["epochs"] == 3
+
+
+@pytest.mark.parametrize("asked, kept", [({"swa": 0.5}, (None, 0.5)), ({}, (0.99, None)), ({"ema": 0.9}, (0.9, None)), ({"swa": None}, (0.99, None)), ({"ema": None}, (None, None))], ids=str)
+def test_one_mean_of_weights_takes_the_place_of_the_other(asked, kept):
+    cfg = preset("semantic_seg_2d", trainer=asked)
+    assert (cfg.trainer.ema, cfg.trainer.swa) == kept
+    with pytest.raises(ConfigError, match="two ways to average"): preset("semantic_seg_2d", trainer={"ema": 0.9, "swa": 0.5})
