@@ -494,7 +494,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
         val.append(item | {"region": b})
     return train, val
 
-
+# %% ../../nbs/data_modules/06_data_module.ipynb #5d62d42f
 def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     "How much the target shows at each pixel; None where there is none, or it is very large."
     if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None

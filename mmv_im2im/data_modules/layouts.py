@@ -759,7 +759,7 @@ def split_regions(
     enough = [c for c, amount in zip(cuts, amounts) if amount >= 0.25]
     return enough[0] if enough else cuts[int(np.argmax(amounts))]
 
-
+# %% ../../nbs/data_modules/01_layouts.ipynb #57904adb
 def _cut(
     shape: tuple[int, ...], axis: int, fraction: float, gap: int, first: bool
 ) -> Optional[tuple[Region, Region]]:
