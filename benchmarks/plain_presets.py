@@ -22,11 +22,12 @@ from adversarial import masks_first, matched, plankton, unpaired_nuclei
 from scipy.ndimage import gaussian_filter
 from skimage.color import hed2rgb, rgb2hed
 from supervised import (
-    GAP, Images, few_photons, files, linear_regression, mean, nuclei, of_pairs, otsu, over_all, saureus, signal, stack, write_pair,
+    Images, few_photons, files, linear_regression, mean, nuclei, of_pairs, otsu, over_all, saureus, signal, stack, write_pair,
 )
 
 from mmv_im2im.config import preset, preset_names
 from mmv_im2im.data_modules.images import list_images, read_image
+from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.distances import sliced_wasserstein
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, psnr_affine
@@ -39,13 +40,11 @@ WIDTHS = np.arange(0.4, 6, 0.2)  # Of Gaussians
 # ---- sets that the other benchmarks do not have
 
 
-def two_channels(folder: Path, swap: bool = False) -> None:
-    "A cleared brain, one channel out of the other; the last third along X is for testing."
-    x = read_image(DATA / "formats" / "ome_tiff_3d" / "brain_2ch_zcyx.ome.tif")[0]
-    source, target = x[::-1] if swap else x
-    cut = 2 * source.shape[-1] // 3
-    write_pair(folder, "train", "brain", source[..., :cut - GAP], target[..., :cut - GAP], "ZYX")
-    write_pair(folder, "test", "brain", source[..., cut:], target[..., cut:], "ZYX")
+def simulated(source: str, target: str) -> Callable[[Path], None]:
+    "Simulated stacks, one view of cells out of another: the two channels of the only real stack that has two say nothing of each other."
+    def split(folder: Path) -> None:
+        for part, n, seed in (("train", 6, 0), ("test", 2, 1)): simulate_set(folder / part, n, (16, 96, 96), source, target, seed=seed)
+    return split
 
 
 def other_stain(folder: Path) -> None:
@@ -196,18 +195,18 @@ class Plain:
     channels: bool = False  # Targets keep their axis of channels
 
 
-BRAIN_BACK = lambda folder: two_channels(folder, swap=True)
+STACKS = simulated("brightfield", "nuclei")
 TUJ1 = files("modality_2d/isl_dapi_to_tuj1", lambda i, name: i >= 6)
 EMBRYO = stack("mouse_embryo_8cell", 2, True)
 SETS = {
     "semantic_seg_2d": Plain(nuclei, DICE, otsu_alone, 0.91),
     "semantic_seg_3d": Plain(EMBRYO, DICE, otsu_alone),
     "labelfree_2d": Plain(saureus, over_all, linear),
-    "labelfree_3d": Plain(two_channels, over_all, linear),
+    "labelfree_3d": Plain(STACKS, over_all, linear),
     "denoise_2d": Plain(few_photons, PSNR, smoothed(PSNR)),
     "denoise_3d": Plain(dark_stack, PSNR, smoothed(PSNR)),
     "modality_transfer_2d": Plain(TUJ1, over_all, linear),
-    "modality_transfer_3d": Plain(BRAIN_BACK, over_all, linear),
+    "modality_transfer_3d": Plain(simulated("membrane", "nuclei"), over_all, linear),
     "staining_2d": Plain(other_stain, PSNR, with_brightness, channels=True),
     "synthesis_2d": Plain(masks_first, over_all, linear),
     "synthesis_3d": Plain(swapped(EMBRYO), over_all, linear),
@@ -215,11 +214,11 @@ SETS = {
     "synthesis_unpaired_2d": Plain(unpaired(masks_first), nearness, with_brightness),
     "unsupervised_seg_2d": Plain(unpaired_nuclei, DICE, otsu_alone),
     "pix2pix_2d": Plain(saureus, over_all, linear),
-    "pix2pix_3d": Plain(two_channels, over_all, linear),
+    "pix2pix_3d": Plain(STACKS, over_all, linear),
     "pix2pixhd_2d": Plain(saureus, over_all, linear),
-    "pix2pixhd_3d": Plain(two_channels, over_all, linear),
+    "pix2pixhd_3d": Plain(STACKS, over_all, linear),
     "cyclegan_2d": Plain(plankton, nearness, with_brightness, channels=True),
-    "cyclegan_3d": Plain(unpaired(two_channels), nearness, with_brightness, channels=True),
+    "cyclegan_3d": Plain(unpaired(STACKS), nearness, with_brightness, channels=True),
     "n2v_2d": Plain(noisy_alone(2), affine, smoothed(affine)),
     "n2v_3d": Plain(noisy_alone(3), affine, smoothed(affine)),
     "self2self_2d": Plain(noisy_alone(2), affine, smoothed(affine)),
