@@ -351,8 +351,7 @@ class Im2ImDataModule(pl.LightningDataModule):
         _keep(self, **{k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.in_channels, self.out_channels = None, None  # Read from the images
         # What the trainer says: batches of an epoch at most, and processes
-        self.limit_train_batches: int | float | None = None
-        self.world = 1
+        self.limit_train_batches, self.world = None, 1
 
 # %% ../../nbs/data_modules/06_data_module.ipynb #97f66b3a
 _PLAIN = (

@@ -132,7 +132,6 @@ class Im2ImModule(pl.LightningModule):
         # Predictions, targets and sources of a validation, where they are compared as sets
         self._kept: tuple[list, list, list] = ([], [], [])
 
-
 # %% ../../nbs/models/00_base.ipynb #a1434529
 @patch
 def __setattr__(self: Im2ImModule, name, value):
@@ -779,7 +778,7 @@ def make_scheduler(self: Im2ImModule,
     if not plateau or self._trainer is None: return out
     return out | {"frequency": self.trainer.check_val_every_n_epoch or 1, "strict": False}
 
-
+# %% ../../nbs/models/00_base.ipynb #fc354cfe
 @patch(as_prop=True)
 def watched(self: Im2ImModule) -> str:
     "The figure that picks the best checkpoint of the run: the trainer's, or the framework's own."
