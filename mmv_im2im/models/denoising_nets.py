@@ -190,19 +190,22 @@ class PartialUNet(nn.Module):
 
 # %% ../../nbs/models/08_denoising_nets.ipynb #5446a43b
 class ZeroShotNet(nn.Module):
-    "Three convolutions: `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`"
+    "Some convolutions in a row: `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`"
     def __init__(self,
         spatial_dims: int,  # 2 or 3
         in_channels: int,  # Channels of the source
         out_channels: int,  # Channels of the prediction
         channels: int = 48,  # Width
+        depth: int = 2,  # Convolutions of 3 pixels, at least 1; 2 as published
     ):
         super().__init__()
         check_dims("ZeroShotNet", spatial_dims)
         check_count("ZeroShotNet", "channels", channels)
-        conv = partial(_conv, spatial_dims)
+        check_count("ZeroShotNet", "depth", depth)
+        widths = [in_channels, *depth * [channels]]
         last = Conv[Conv.CONV, spatial_dims](channels, out_channels, 1)
-        self.layers = nn.Sequential(conv(in_channels, channels), conv(channels, channels), last)
+        convs = (_conv(spatial_dims, ci, co) for ci, co in zip(widths, widths[1:]))
+        self.layers = nn.Sequential(*convs, last)
         _keep_spread(self)
         nn.init.zeros_(last.weight)  # what has learnt nothing changes nothing
 
