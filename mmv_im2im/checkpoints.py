@@ -9,6 +9,7 @@ __all__ = ['AtomicCheckpointIO', 'not_written', 'load_checkpoint', 'find_checkpo
 import csv
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -87,9 +88,22 @@ def load_checkpoint(
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as e:
         raise ConfigError(
-            f"'{path}' is no checkpoint that can be read safely ({type(e).__name__}:"
-            f" {str(e)[:200]}); it is damaged, or was not written by this library."
-        ) from None
+            f"'{path}' is no checkpoint that can be read safely: {_why_unread(path)}. Take the"
+            " other checkpoint of its run, `best.ckpt` or `last.ckpt`, or train anew."
+        ) from e
+
+
+def _why_unread(path: Path) -> str:
+    "What is known of a file that is no checkpoint."
+    if path.suffix.lower() not in (".ckpt", ".pt", ".pth"):
+        return f"a checkpoint's name ends in .ckpt, this one's in '{path.suffix}'"
+    with open(path, "rb") as f: archive = f.read(4) == b"PK\x03\x04"
+    if not archive: return "it is another kind of file, or holds a whole Python object"
+    if not zipfile.is_zipfile(path): return "its end is missing, it was cut off"
+    try: broken = zipfile.ZipFile(path).testzip()
+    except Exception: broken = "an entry"
+    if broken: return "it is damaged"
+    return "it holds Python objects besides weights, such as a pickled network"
 
 
 def find_checkpoint(

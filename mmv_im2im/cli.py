@@ -155,7 +155,8 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
 
 def _expect(e: dict, epochs: int) -> str:
     "What `estimate` found, in words; what to change where it does not fit."
-    room = f"a batch of {e['batch_size']} takes {e['gb']:.2g} GB of {e['free_gb']:.1f} GB free"
+    gb = max(e["gb"], 0.01)  # less cannot be measured
+    room = f"a batch of {e['batch_size']} takes {gb:.2g} GB of {e['free_gb']:.1f} GB free"
     if "epoch_seconds" not in e:
         return (
             f"memory: {room}, which is too much: set `data.batch_size: {e['fits']}`, or a smaller"
@@ -267,11 +268,13 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
 
 def _show(path: Path, rows: Sequence[dict]):
     "Write rows to a csv, and print them as a table."
-    with write_atomic(path) as tmp, open(tmp, "w", newline="") as f:
+    # names of files may be in any encoding
+    text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with write_atomic(path) as tmp, open(tmp, "w", **text) as f:
         writer = csv.DictWriter(f, rows[-1])
         writer.writeheader()
         writer.writerows(rows)
-    print(table(rows))
+    print(table(rows).encode("utf-8", "replace").decode())
     print(f"written to {path}")
 
 

@@ -520,6 +520,7 @@ def _check_trainer(trainer: TrainerConfig):
             "`trainer.max_time` must be 'DD:HH:MM:SS', such as '00:01:30:00' for an hour and a"
             f" half; got '{trainer.max_time}'."
         )
+    _check_nothing(trainer)
     _check_devices(trainer.devices)
     if trainer.precision == "16-true":
         raise ConfigError(
@@ -544,6 +545,11 @@ def _check_trainer(trainer: TrainerConfig):
             "`trainer.check_val_every_n_epoch` null counts batches through all epochs; it needs"
             " `trainer.val_check_interval`, a whole number of batches."
         )
+    if trainer.early_stopping and trainer.limit_val_batches in (0, 0.0):
+        raise ConfigError(
+            "`trainer.early_stopping` waits for better validations, but `trainer.limit_val_batches`"
+            " is 0, which validates nothing; set one of them otherwise."
+        )
     for name in ("early_stopping", "fast_dev_run"):
         value = getattr(trainer, name)
         if not isinstance(value, int) or value < 0:
@@ -558,6 +564,20 @@ def _check_trainer(trainer: TrainerConfig):
     _check_objects(trainer)
 
 # %% ../nbs/01_config.ipynb #25f727d1
+def _check_nothing(trainer: TrainerConfig):
+    "`ConfigError` where a limit leaves nothing to train."
+    for name, more in (("limit_train_batches", "1"), ("max_steps", "1 or more, or -1")):
+        if getattr(trainer, name) == 0:
+            raise ConfigError(
+                f"`trainer.{name}` is 0, which trains nothing; give {more}, or leave it out."
+            )
+    if trainer.max_time is not None and not re.search("[1-9]", trainer.max_time):
+        raise ConfigError(
+            "`trainer.max_time` is no time at all, which trains nothing; give a time such as"
+            " '00:01:30:00', or leave it out."
+        )
+
+
 _PARTS_OF_AN_EPOCH = (
     "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"
 )
@@ -725,6 +745,7 @@ _StrictLoader.yaml_implicit_resolvers = {
     k: [(tag, rx) for tag, rx in v if tag.rpartition(":")[2] not in _RESOLVED]
     for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<"), ["<"])
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
 )
@@ -744,6 +765,7 @@ _StrictLoader.add_implicit_resolver(
 def _mapping(loader, node, deep=False):
     seen = set()
     for k, _ in node.value:
+        if k.tag == "tag:yaml.org,2002:merge": continue
         key = loader.construct_object(k, deep=True)
         if not isinstance(key, (str, int, float, bool)):
             raise ConfigError(f"{_where(k.start_mark)}: a key must be a text; got {key!r}.")
@@ -1061,9 +1083,14 @@ def parse_overrides(
     args: Sequence[str],  # Such as ['--data.path', '/my/images', '--trainer.max_epochs=5']
 ) -> dict:  # Nested
     "Turn `--section.key value` pairs into nested dicts; `ConfigError` where the form is wrong."
-    out, args = {}, list(args)
+    out, args, key = {}, list(args), ""
     while args:
         arg = args.pop(0)
+        if key.endswith("path") and not arg.startswith("--") and Path(arg).exists():
+            raise ConfigError(
+                f"`--{key}` takes one path, but '{arg}' comes behind it; name the folder that holds"
+                " these files."
+            )
         if not arg.startswith("--") or len(arg) < 3:
             raise ConfigError(
                 f"'{arg}' stands where `--section.key value` is expected; put a value with spaces"

@@ -29,7 +29,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import (
-    GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint,
+    EarlyStopping, GradientAccumulationScheduler, LearningRateFinder, ModelCheckpoint,
     StochasticWeightAveraging,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -93,7 +93,7 @@ class Im2ImTrainer(pl.Trainer):
         every = kwargs.get("log_every_n_steps") or 10
         self.stop = StopOnSignal(last, every)
         self.annealing, self.outcome = Annealing(), None
-        added = [self.stop, FiniteLoss(every), TimedSchedule(), self.annealing]
+        added = [FiniteLoss(every), TimedSchedule(), self.annealing]
         if channels_last: added.append(ChannelsLast())
         if compile: added.append(Compiled("inductor" if compile is True else compile))
         if ema is not None or swa is not None: added.append(Averaging(ema, swa or 0.0))
@@ -104,9 +104,10 @@ class Im2ImTrainer(pl.Trainer):
             "logger": None if self.run_folder else False,
         } | kwargs
         if kwargs["logger"] is None and not self.run_folder: kwargs["logger"] = False
-        kwargs["enable_checkpointing"] = self.run_folder is not None
         given = kwargs.get("callbacks") or []
         given = given if isinstance(given, (list, tuple)) else [given]
+        own = any(isinstance(c, ModelCheckpoint) for c in given)
+        kwargs["enable_checkpointing"] = self.run_folder is not None or own
         if self.run_folder:
             if pictures: added.append(Pictures(self.run_folder / "pictures", pictures))
             self._write_into(kwargs)
@@ -114,6 +115,7 @@ class Im2ImTrainer(pl.Trainer):
             isinstance(c, pl.callbacks.ProgressBar) for c in given
         ):
             added.append(RunProgress())
+        added.append(self.stop)  # behind those that keep count of steps, such as a mean of weights
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advice)
         super().__init__(**kwargs | {"callbacks": [*given, *added]})
 
@@ -260,6 +262,7 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
         c for c in trainer.callbacks
         if c not in trainer._watching and (not isinstance(c, ModelCheckpoint) or c.dirpath)
     ]
+    for c in kept: _check_watcher(c, "callback")
     watching = []
     if trainer.patience:
         how = {"mode": mode, "patience": trainer.patience, "verbose": True}
@@ -271,8 +274,34 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
     trainer._watching, trainer.callbacks = watching, [*kept, *watching]
 
 
+def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
+    "`ConfigError` where a callback waits for a figure that is not logged, or for worse ones."
+    monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+    if not isinstance(monitor, str) or not isinstance(callback, (EarlyStopping, ModelCheckpoint)):
+        return
+    name = f"{key} {type(callback).__name__}"
+    if names and monitor not in names and not monitor.startswith("train/"):
+        raise ConfigError(
+            f"{name} watches '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
+        )
+    best = metric_mode(monitor)
+    if monitor.startswith("val/") and mode != best:
+        raise ConfigError(
+            f"{name} takes the {'smallest' if mode == 'min' else 'largest'} '{monitor}' for the"
+            f" best, but it is better the {'larger' if best == 'max' else 'smaller'} it is; set"
+            f" `mode: {best}`."
+        )
+
+# %% ../nbs/11_trainers.ipynb #b05639f7
 def _explain(trainer: Im2ImTrainer, e: Exception):
     "Raise what the user can mend as one sentence."
+    if "Early stopping conditioned on metric" in str(e):
+        logged = [k for k in trainer.callback_metrics if "/" in k]
+        for c in trainer.callbacks: _check_watcher(c, "callback", logged)
+        raise ConfigError(
+            "early stopping waits for a figure of validation, but there was no validation; see"
+            " `trainer.limit_val_batches`."
+        ) from None
     if isinstance(e, MisconfigurationException) and "monitor" in str(e):
         names = [k for k in trainer.callback_metrics if k.startswith("val/")]
         raise ConfigError(
@@ -528,7 +557,7 @@ def _kept_split(cfg: Config) -> Optional[dict]:
     "How the unfinished run that `out` names split its images; None where there is none."
     folder = _unfinished(cfg.out or "runs/im2im")
     path = folder / "split.json"
-    if not (_last(folder).is_file() and path.is_file()): return None
+    if not all(f.is_file() for f in (_last(folder), path, folder / RUN_CONFIG)): return None
     here, there = _trained_by(to_dict(cfg)), _trained_by(to_dict(load_config(folder)))
     for c in (here, there): c["data"].pop("path")
     if any(here[k] != there[k] for k in ("seed", "data")): return None
@@ -636,6 +665,8 @@ class Run:
     folder: Path  # The run folder
     interrupted: int = 0  # Number of the signal that stopped it; the same command goes on
 
+    def __post_init__(self): self.folder = Path(self.folder)
+
     @property
     def best(self) -> Path:
         "Checkpoint with the best validation metric."
@@ -668,6 +699,7 @@ class Run:
 def prepare(
     cfg: Config,  # What to train on what
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    callbacks: Sequence[pl.Callback] = (),  # Those that training gets besides the config's
 ) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
     "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
     cfg = checked(cfg)
@@ -693,7 +725,7 @@ def prepare(
     cfg = replace(cfg, model=spec)
     model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
     model.remarks = remarks
-    _try_parts(cfg, model, data, trust)
+    _try_parts(cfg, model, data, trust, callbacks)
     return cfg, model, data
 
 # %% ../nbs/11_trainers.ipynb #81d2e3f0
@@ -718,7 +750,8 @@ def _chosen_before(out: str) -> Optional[dict]:
 
 # %% ../nbs/11_trainers.ipynb #c0ffee01
 def _try_parts(
-    cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str]
+    cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str],
+    callbacks: Sequence[pl.Callback] = (),
 ) -> None:
     "Make and use once what would otherwise fail within a run; `ConfigError` names its key."
     made, manual = _objects(cfg, trust)["callbacks"], getattr(model, "manual", False)
@@ -743,10 +776,13 @@ def _try_parts(
         model.rehearse(default_collate(patches[:1]))
         image = next(iter(data.val_dataloader()))
         losses = model.rehearse(image)
-    _check_monitor(cfg, model, image, losses)
+    _check_monitor(cfg, model, image, losses, [*made, *callbacks])
+    _check_interval(cfg, data)
 
 
-def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
+def _check_monitor(
+    cfg: Config, model: Im2ImModule, batch: dict, losses: dict, callbacks: Sequence[pl.Callback]
+):
     "`ConfigError` where the figure that picks the best checkpoint would not be logged."
     figures, size = dict.fromkeys(model.distances, 0.), batch["IM"].shape[2:]
     if "GT" in batch:
@@ -754,6 +790,7 @@ def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
         figures |= model.image_figures(target, batch["GT"][0])
     monitor = cfg.trainer.monitor or model.monitor
     names = ["train/loss", *(f"val/{k}" for k in [*losses, *figures])]
+    for i, c in enumerate(callbacks): _check_watcher(c, f"`trainer.callbacks[{i}]`", names)
     if monitor not in names:
         raise ConfigError(
             f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
@@ -767,6 +804,19 @@ def _check_monitor(cfg: Config, model: Im2ImModule, batch: dict, losses: dict):
         )
 
 # %% ../nbs/11_trainers.ipynb #8bcc037f
+def _check_interval(cfg: Config, data: Im2ImDataModule):
+    "`ConfigError` where an epoch ends before its first validation."
+    t = cfg.trainer
+    if not isinstance(t.val_check_interval, int) or t.check_val_every_n_epoch is None: return
+    n, limit = len(data.train_dataloader()), t.limit_train_batches
+    if limit is not None: n = min(n, limit) if isinstance(limit, int) else int(n * limit)
+    if t.val_check_interval <= n: return
+    raise ConfigError(
+        f"`trainer.val_check_interval` is {t.val_check_interval} batches, but an epoch has {n}; set"
+        " it lower, or `trainer.check_val_every_n_epoch: null` to count through all epochs."
+    )
+
+
 @contextmanager
 def _named(key: str, value: Any):
     "Give the error of a part the name and the value of its key."
@@ -775,7 +825,10 @@ def _named(key: str, value: Any):
     except Im2ImError:
         raise
     except Exception as e:
-        raise ConfigError(f"`{key}` {value} does not work: {type(e).__name__}: {e}") from e
+        said = f"{type(e).__name__}: {' '.join(str(e).split())}".rstrip(".")
+        raise ConfigError(
+            f"`{key}` {value} does not work: {said}. Leave it out to have the usual one."
+        ) from e
 
 
 def _arguments(section: Any) -> dict:
@@ -828,10 +881,17 @@ def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
     lists = {"callbacks": "callback", "plugins": "plugin", "logger": "logger"}
     return {
         name: [
-            build(spec, kind, f"trainer.{name}[{i}]", trust)
+            build(_with_mode(spec), kind, f"trainer.{name}[{i}]", trust)
             for i, spec in enumerate(getattr(cfg.trainer, name) or [])
         ] for name, kind in lists.items()
     }
+
+
+def _with_mode(spec: dict) -> dict:
+    "A description of what watches a metric, with the direction in which that is better."
+    monitor = spec.get("monitor")
+    if "mode" in spec or not isinstance(monitor, str) or not monitor.startswith("val/"): return spec
+    return spec | {"mode": metric_mode(monitor)}
 
 # %% ../nbs/11_trainers.ipynb #1b586b25
 def _make_trainer(
@@ -911,7 +971,7 @@ def train(
     callbacks, trust = _callbacks(callbacks), [trust] if isinstance(trust, str) else trust
     cfg = checked(_as_config(cfg))
     if not cfg.trainer.fast_dev_run: _check_early(cfg, moved)
-    cfg, model, data = prepare(cfg, trust)
+    cfg, model, data = prepare(cfg, trust, callbacks)
     if cfg.trainer.fast_dev_run:
         trainer = _make_trainer(cfg, None, callbacks, trust)
         trainer.fit(model, data)

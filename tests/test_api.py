@@ -24,7 +24,7 @@ from mmv_im2im.models.fcn import FCN
 from mmv_im2im.models.pix2pix import Pix2Pix
 from mmv_im2im.models.self_supervised import BernoulliMask, SelfSupervised
 from mmv_im2im.postprocess import Label
-from mmv_im2im.trainers import train
+from mmv_im2im.trainers import Im2ImTrainer, train
 
 QUIET = {"trainer.enable_progress_bar": False, "trainer.logger": False}
 
@@ -190,6 +190,24 @@ def test_what_is_no_checkpoint(name):
     given, word = NO_CHECKPOINT[name]
     with pytest.raises(ConfigError) as e: Predictor(given, device="cpu")
     assert word in str(e.value), e.value
+
+
+# Name: (what becomes of a checkpoint, a word of the sentence)
+SPOILT = {
+    "cut": (lambda p, raw: p.write_bytes(raw[:-300]), "cut off"),
+    "half": (lambda p, raw: p.write_bytes(raw[:len(raw) // 2]), "cut off"),
+    "a byte turned": (lambda p, raw: p.write_bytes(raw[:3000] + bytes([raw[3000] ^ 255]) + raw[3001:]), "damaged"),
+    "a network as it is": (lambda p, raw: torch.save(nn.Conv2d(1, 1, 3), p), "Python objects"),
+    "text": (lambda p, raw: p.write_text("seed: 3"), "another kind"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_checkpoints_that_are_spoilt(name, segmenter, tmp_path):
+    spoil, word = SPOILT[name]
+    spoil(tmp_path / "a.ckpt", segmenter.path.read_bytes())
+    with pytest.raises(ConfigError) as e: Predictor(tmp_path / "a.ckpt", device="cpu")
+    assert word in str(e.value) and "torch" not in str(e.value) and "weights_only" not in str(e.value), e.value
 
 
 # ---- what training knew
@@ -449,6 +467,65 @@ def test_own_parts_that_cannot_work(name):
     do, word = REFUSED[name]
     with pytest.raises(Im2ImError) as e: do()
     assert word in str(e.value), e.value
+
+
+# Name: (a model that a first step shows to be wrong, words of the sentence)
+FAILS_AT_ONCE = {
+    "a network of volumes": (lambda: FCN(nn.Conv3d(1, 1, 3, padding=1)), "(2, 1, 32, 32)"),
+    "a network that detaches": (lambda: FCN(Gives(lambda y: y.detach())), "detaches"),
+    "a loss that detaches": (lambda: FCN(conv(), lambda p, y: (p.detach() - y).abs().mean()), "detaches"),
+    "a loss that counts": (lambda: FCN(conv(), lambda p, y: (p > y).sum()), "counts"),
+    "a loss of one argument": (lambda: FCN(conv(), lambda p: p.mean()), "(prediction, target)"),
+    "classes for intensities": (lambda: FCN(conv(), nn.NLLLoss()), "first step"),
+    "a complex loss": (lambda: FCN(conv(), lambda p, y: torch.complex(p, y).mean()), "complex"),
+    "an optimizer of nothing": (lambda: FCN(conv(), optimizer=lambda params: None), "torch.optim.Optimizer"),
+    "frozen weights": (lambda: FCN(conv().requires_grad_(False)), "nothing to learn"),
+    "a discriminator for larger patches": (lambda: Pix2Pix(conv(), nn.Sequential(*[nn.Conv2d(c, 4, 4, 2) for c in (2, 4, 4, 4)])), "first step"),
+}
+
+
+@pytest.mark.parametrize("name", FAILS_AT_ONCE)
+def test_own_parts_that_a_first_step_shows(name, restored):
+    make, word = FAILS_AT_ONCE[name]
+    with pytest.raises(ConfigError) as e: Im2ImTrainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False).fit(make(), data(restored))
+    assert word in str(e.value) and "\n" not in str(e.value), e.value
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_networks_in_other_precision(dtype):
+    with pytest.raises(ConfigError, match=r"net.float\(\)"): FCN(conv().to(dtype))
+
+
+def test_a_later_step_shows_its_own_error(restored):
+    "What fails after the first step is no matter of shapes."
+    class Late(FCN):
+        def losses(self, batch):
+            if self.global_step: raise RuntimeError("late")
+            return super().losses(batch)
+
+    with pytest.raises(RuntimeError, match="^late$"): quick().fit(Late(conv()), datamodule=data(restored))
+
+
+# Name: (arguments, a word of the sentence)
+DATA = {
+    "labels": ({"target_kind": "labels"}, "did you mean 'label'"), "a split": ({"split": "file"}, "did you mean 'files'"),
+    "a cache": ({"cache": "ram"}, "`cache`"), "a patch": ({"patch": 32}, "[Y, X]"), "half pixels": ({"patch": (32.5, 32)}, "[Y, X]"),
+    "a batch as text": ({"batch_size": "4"}, "`batch_size`"), "half a batch": ({"batch_size": 2.5}, "`batch_size`"), "no batch": ({"batch_size": 0}, "`batch_size`"),
+    "no augmentation": ({"augment": None}, "[] for none"), "a normalization's name": ({"source_norm": "Percentile"}, "Percentile()"),
+    "files": ({"path": ["a.tif", "b.tif"]}, "a csv"), "no path": ({"path": None}, "NoneType"), "workers": ({"num_workers": -1}, "`num_workers`"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_data_module_of_nonsense(name, pairs):
+    given, word = DATA[name]
+    with pytest.raises(ConfigError) as e: Im2ImDataModule(**{"path": pairs} | given)
+    assert word in str(e.value), e.value
+
+
+@pytest.mark.parametrize("given", [None, ["a.tif"], 3])
+def test_what_cannot_be_evaluated(given, segmenter):
+    with pytest.raises(ConfigError, match="folder of pairs"): segmenter.evaluate(given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])

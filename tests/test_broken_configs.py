@@ -93,6 +93,10 @@ YAML = [
     yaml_case("no devices", {"trainer.devices": 0}, "`trainer.devices`", "got 0", "at least 1"),
     yaml_case("devices by a word", {"trainer.devices": "all"}, "`trainer.devices`", "'all'", "auto"),
     yaml_case("time in other words", {"trainer.max_time": "2 hours"}, "`trainer.max_time`", "'2 hours'", "DD:HH:MM:SS"),
+    yaml_case("no time", {"trainer.max_time": "00:00:00:00"}, "`trainer.max_time`", "trains nothing"),
+    yaml_case("no batch of an epoch", {"trainer.limit_train_batches": 0}, "`trainer.limit_train_batches` is 0", "trains nothing"),
+    yaml_case("no step", {"trainer.max_steps": 0}, "`trainer.max_steps` is 0", "trains nothing"),
+    yaml_case("stops early without validation", {"trainer.early_stopping": True, "trainer.limit_val_batches": 0}, "`trainer.early_stopping`", "`trainer.limit_val_batches` is 0"),
     yaml_case("no end", {"trainer.max_epochs": -1}, "`trainer.max_epochs`", "-1", "set one of them"),
     yaml_case("batches and a half", {"trainer.limit_train_batches": 2.5}, "`trainer.limit_train_batches`", "2.5", "whole number"),
     # keys against each other

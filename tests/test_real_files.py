@@ -284,6 +284,8 @@ def test_gaps_of_a_zarr(tmp_path):
     got = read_image(path).squeeze()
     assert (got[20:, 24:] == 0).all() and (got[:20] == X[0, :20]).all()
     for name in ("0.0", "0.1", "1.0"): (path / "0" / name).unlink()
+    assert (read_image(path) == 0).all()  # an empty mask, written without its empty chunks
+    change(path / ".zattrs", missing_chunks=None)
     refused(path, "none of its chunks")
     store(path)
     change(path / "0" / ".zarray", dimension_separator="/")
@@ -506,3 +508,136 @@ def test_digits_that_float32_does_not_hold(caplog):
     assert not said(caplog)
     check_finite(np.array([[0, 2**24 + 1]]), "a.tif")
     assert "rounded" in said(caplog)[0]
+
+
+# ---- more than the header names, or less
+
+
+@pytest.mark.parametrize("named", ["images=7\nslices=7", "images=7\nframes=7", "channels=2\nslices=3\nimages=6", "channels=2\nframes=2\nhyperstack=true"])
+def test_imagej_counts_other_planes(named, tmp_path):
+    refused(pages(tmp_path / "a.tif", X[:5], f"ImageJ=1.54f\n{named}\n"), "has 5 planes, but its header names")
+
+
+def test_imagej_counts_right(tmp_path):
+    n = len(X)
+    path = pages(tmp_path / "a.tif", X, f"ImageJ=1.54f\nimages={n}\nslices={n}\n")
+    assert (read_image(path).squeeze() == X).all()
+
+
+@pytest.mark.parametrize("n", [5, 8])
+@pytest.mark.parametrize("about", ["scanimage.SI.VERSION_MAJOR = '2016'", "state.configName='x'\nstate.internal.x=1"])
+def test_every_page_of_scanimage(n, about, tmp_path):
+    planes = np.stack([X[0] + i for i in range(n)])
+    assert (read_image(pages(tmp_path / "a.tif", planes, about)).squeeze() == planes).all()
+
+
+def test_planes_behind_a_header(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", X[:2])
+    with open(tmp_path / "a.npy", "ab") as f: f.write(X[2].tobytes())
+    assert (read_image(tmp_path / "a.npy").squeeze() == X[:2]).all()
+    assert any(f"{X[2].nbytes} bytes behind" in s for s in said(caplog))
+    array = zarr.open(str(tmp_path / "b.zarr"), "w", shape=X.shape, chunks=(1, 20, 24), dtype=X.dtype)
+    array[:] = X
+    change(tmp_path / "b.zarr" / ".zarray", shape=[2, *X.shape[1:]])
+    caplog.clear()
+    assert (read_image(tmp_path / "b.zarr").squeeze() == X[:2]).all()
+    assert any("has more chunks, such as 2.0.0" in s for s in said(caplog))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 16, 200])
+def test_cut_chunks_of_blosc(cut, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 2**16, (64, 64), np.uint16)
+    zarr.save_array(str(tmp_path / "a.zarr"), noise, chunks=(64, 64), compressor=zarr.Blosc())
+    chunk = tmp_path / "a.zarr" / "0.0"
+    assert (read_image(tmp_path / "a.zarr").squeeze() == noise).all()
+    chunk.write_bytes(chunk.read_bytes()[:-cut])
+    refused(tmp_path / "a.zarr", "damaged or cut off", "chunk 0.0")
+
+
+# ---- names and metadata that are odd
+
+SPELLED = {("height", "width"): "YX", ("channel", "row", "column"): "CYX", ("Frame", "Row", "Col"): "TYX", ("depth", "y", "x"): "ZYX"}
+
+
+@pytest.mark.parametrize("names", SPELLED)
+def test_axes_spelled_out(names, tmp_path):
+    image = X[:len(names)] if len(names) > 2 else X[0]
+    group = zarr.open_group(str(tmp_path / "a.zarr"), "w")
+    group.create_dataset("0", data=image)
+    group.attrs["multiscales"] = [{"axes": [{"name": n, "type": "space"} for n in names], "datasets": [{"path": "0"}]}]
+    sizes = dict(zip(SPELLED[names], image.shape))
+    assert read_image(tmp_path / "a.zarr").shape == tuple(sizes.get(a, 1) for a in "TCZYX")
+
+
+def test_axes_without_y(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), "w")
+    group.create_dataset("0", data=X[0])
+    group.attrs["multiscales"] = [{"axes": [{"name": "north", "type": "space"}, {"name": "east", "type": "space"}], "datasets": [{"path": "0"}]}]
+    refused(tmp_path / "a.zarr", "cannot be told apart")
+
+
+@pytest.mark.parametrize("omero", [None, [], 3, {"channels": None}, {"channels": [None]}, {"channels": "DAPI"}])
+def test_broken_omero(omero, tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), "w")
+    group.create_dataset("0", data=X[0])
+    scale = [{"type": "scale", "scale": [0.5, 0.25]}]
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
+    group.attrs.update(omero=omero, multiscales=[{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}])
+    assert image_info(tmp_path / "a.zarr").pixel_size == (None, 0.5, 0.25)
+    assert (read_image(tmp_path / "a.zarr").squeeze() == X[0]).all()
+
+
+def positions(root, one_image=False):
+    "OME-TIFF files that are all called img.ome.tif, in folders of their own."
+    n, y, x = 3, *X.shape[1:]
+    data = lambda i: f'<TiffData IFD="0" PlaneCount="1" FirstC="{i * one_image}"><UUID FileName="../P{i}/img.ome.tif">urn:{i}</UUID></TiffData>'
+    pixels = lambda i, c, inner: (f'<Image ID="Image:{i}" Name="P{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" SizeY="{y}" SizeZ="1" SizeC="{c}" SizeT="1"'
+                                  f' PhysicalSizeX="{i + 0.5}" PhysicalSizeY="{i + 0.5}">' + "".join(f'<Channel ID="Channel:{i}:{k}" SamplesPerPixel="1"/>' for k in range(c)) + inner + "</Pixels></Image>")
+    body = pixels(0, n, "".join(map(data, range(n)))) if one_image else "".join(pixels(i, 1, data(i)) for i in range(n))
+    for i in range(n):
+        (root / f"P{i}").mkdir()
+        about = f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:{i}">{body}</OME>'
+        tifffile.imwrite(root / f"P{i}" / "img.ome.tif", X[i].astype(np.uint16), description=about, metadata=None)
+
+
+def test_positions_called_alike(tmp_path):
+    positions(tmp_path)
+    for i in range(3):
+        path = tmp_path / f"P{i}" / "img.ome.tif"
+        assert (read_image(path).squeeze() == X[i]).all()
+        assert image_info(path).pixel_size[1:] == (i + 0.5, i + 0.5) and image_info(path).n_scenes == 1
+
+
+def test_channels_called_alike(tmp_path):
+    positions(tmp_path, one_image=True)
+    for i in range(3): refused(tmp_path / f"P{i}" / "img.ome.tif", "named alike")
+
+
+def chunk(kind, data, crc=None):
+    "A chunk of a PNG."
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+
+
+OPTIONAL = {
+    "text with another checksum": chunk(b"tEXt", b"Comment\0cells", 1), "gamma of no length": chunk(b"gAMA", b""),
+    "size cut": chunk(b"pHYs", b"\0\1"), "text that does not unpack": chunk(b"zTXt", b"Comment\0\0nothing"),
+    "much text": chunk(b"tEXt", b"Comment\0" + bytes(2 * 10**6)),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONAL)
+@pytest.mark.parametrize("late", [False, True])
+def test_optional_chunks_of_a_png(case, late, tmp_path):
+    Image.fromarray(X[0].astype(np.uint8)).save(tmp_path / "a.png")
+    raw = (tmp_path / "a.png").read_bytes()
+    at = raw.rindex(b"IEND") - 4 if late else 33
+    (tmp_path / "a.png").write_bytes(raw[:at] + OPTIONAL[case] + raw[at:])
+    assert (read_image(tmp_path / "a.png").squeeze() == X[0].astype(np.uint8)).all()
+
+
+def test_pixels_of_a_png_are_checked(tmp_path):
+    Image.fromarray(X[0].astype(np.uint8)).save(tmp_path / "a.png")
+    raw = bytearray((tmp_path / "a.png").read_bytes())
+    raw[raw.index(b"IDAT") + 30] ^= 255
+    (tmp_path / "a.png").write_bytes(raw)
+    with pytest.raises(DataError): read_image(tmp_path / "a.png")

@@ -197,7 +197,7 @@ def module(folder: Path, target, source=None, **arguments) -> Im2ImDataModule:
 
 
 RIGHT = {  # case: (writer of targets, writer of sources, arguments, words that are told or None)
-    "JPEG masks": (lambda p, m, i: jpeg(p, m * 255), None, {}, "are JPEG, which blurs masks"),
+    "JPEG masks": (lambda p, m, i: jpeg(p, m * 255), None, {}, "are JPEG"),
     "JPEG in TIFF": (lambda p, m, i: tifffile.imwrite(p.with_suffix(".tif"), m * 255, compression="jpeg", photometric="minisblack"), None, {}, "are JPEG"),
     "one mask of JPEG": (lambda p, m, i: jpeg(p, m * 255) if i == 3 else tif(p, m), None, {}, "3.jpg' are JPEG"),
     "grey saved as color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255)), None, {"target_channels": [0]}, None),
@@ -310,3 +310,141 @@ def test_a_region_that_validates_shows_something(tmp_path, dims, kind, at):
         data = Im2ImDataModule(tmp_path, (16, 16) if dims == 2 else (8, 16, 16), 2, target_kind=kind, num_workers=0, gap=2, seed=seed)
         data.setup()
         for item in (data.train_items[0], data.val_items[0]): assert mask[tuple(slice(*r) for r in item["region"])].any(), (seed, item)
+
+
+# ---- more habits and mishaps
+
+
+@pytest.mark.parametrize("codec", ["jpeg2000", "webp", "jpegxl"])
+@pytest.mark.parametrize("object_value", [255, 150])
+def test_masks_of_lossy_codecs(codec, object_value, tmp_path, caplog):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    if not getattr(imagecodecs, {"jpeg2000": "JPEG2K", "webp": "WEBP", "jpegxl": "JPEGXL"}[codec]).available: pytest.skip("no codec")
+    how = {"jpeg2000": {"level": 30}, "webp": {"level": 30, "lossless": False}, "jpegxl": {"level": 40, "lossless": False}}[codec]
+    color = codec == "webp"
+
+    def write(p, m, i):
+        x = m * np.uint8(object_value)
+        if color: x = np.stack([x] * 3, -1)
+        tifffile.imwrite(p.with_suffix(".tif"), x, compression=codec, compressionargs=how, photometric="rgb" if color else "minisblack")
+
+    data = module(tmp_path, write, None, **({"target_channels": [0]} if color else {}))
+    data.setup()
+    for mask in next(iter(data.train_dataloader()))["GT"]: assert len(mask.unique()) <= 2
+    assert "are JPEG or compressed in a like way" in caplog.text
+
+
+def test_labels_of_a_codec_that_lost_nothing(tmp_path, caplog):
+    pytest.importorskip("imagecodecs")
+    write = lambda p, m, i: tifffile.imwrite(p.with_suffix(".tif"), label(m).astype(np.uint8), compression="jpeg2000", compressionargs={"level": 0, "reversible": True})
+    module(tmp_path, write).setup()
+    assert caplog.records == []
+
+
+def test_codec_by_content(tmp_path, caplog):
+    def write(p, m, i):
+        jpeg(p, m * 255)
+        p.with_suffix(".jpg").rename(p.with_suffix(".png"))
+
+    module(tmp_path, write).setup()
+    assert "are JPEG" in caplog.text
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def png(p, m, i):
+        Image.fromarray(label(m).astype(np.uint8)).save(p.with_suffix(".png"))
+        p.with_suffix(".png").rename(p.with_suffix(".jpg"))
+
+    caplog.clear()
+    module(other, png).setup()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("kind", [None, "instances", "binary"])
+def test_identifiers_beyond_63_bits(kind, tmp_path):
+    def write(p, m, i): np.save(p.with_suffix(".npy"), np.where(m > 0, np.uint64(2**63 + 7) + label(m).astype(np.uint64), 0).astype(np.uint64))
+
+    data = module(tmp_path, write, None, label_kind=kind)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    assert batch["GT"].min() >= 0 and batch["GT"].max() < 100
+
+
+def test_labels_that_are_nearly_whole(tmp_path):
+    write = lambda p, m, i: tif(p, (m * np.float32(0.99999994)).astype(np.float32))
+    data = module(tmp_path, write)
+    data.setup()
+    assert set(np.unique(next(iter(data.train_dataloader()))["GT"])) <= {0, 1}
+
+
+def test_cost_maps_of_zeros(tmp_path):
+    data = module(tmp_path, lambda p, m, i: tif(p, m))
+    (tmp_path / "CM").mkdir()
+    for f in list((tmp_path / "IM").iterdir()): tif(tmp_path / "CM" / f.name, np.zeros((64, 64), np.float32))
+    with pytest.raises(DataError, match="cost maps are 0 in every pixel"): data.setup()
+
+
+@pytest.mark.parametrize("how", ["link to a file", "linked folder"])
+def test_validation_is_no_link_to_training(how, tmp_path):
+    for part in ("train", "val"):
+        for key in ("IM", "GT"): (tmp_path / part / key).mkdir(parents=True)
+    files("train/IM/a.tif", "train/GT/a.tif", "train/IM/b.tif", "train/GT/b.tif")(tmp_path)
+    for key in ("IM", "GT"):
+        if how == "link to a file": (tmp_path / "val" / key / "a.tif").symlink_to(tmp_path / "train" / key / "a.tif")
+        else:
+            (tmp_path / "val" / key).rmdir()
+            (tmp_path / "val" / key).symlink_to(tmp_path / "train" / key)
+    with pytest.raises(DataError, match="both 'train' and 'val'"): find_samples(tmp_path)
+
+
+def test_rows_of_one_image_by_a_link(tmp_path):
+    files("a.tif", "m.tif", "n.tif")(tmp_path)
+    (tmp_path / "b.tif").symlink_to(tmp_path / "a.tif")
+    (tmp_path / "t.csv").write_text("source_path,target_path\na.tif,m.tif\nb.tif,n.tif\n")
+    with pytest.raises(DataError, match="are named again"): find_samples(tmp_path / "t.csv")
+
+
+def test_other_images_are_told(tmp_path, caplog):
+    files("IM/a.tif", "GT/a.tif", "IM/b.bmp", "GT/b.bmp", "IM/notes.txt")(tmp_path)
+    assert len(find_samples(tmp_path)) == 1
+    assert "1 file *.bmp" in caplog.text and "notes" not in caplog.text
+    caplog.clear()
+    files("new/a.tif", "new/b.lsm", "new/c.nii.gz")(tmp_path)
+    assert [name for _, name in find_sources(tmp_path / "new")] == ["a"]
+    assert "*.lsm" in caplog.text and "*.nii.gz" in caplog.text
+
+
+def test_a_table_predicts(tmp_path):
+    files("d1/a.tif", "d2/a.tif", "m.tif", "n.tif")(tmp_path)
+    (tmp_path / "t.csv").write_text("sep=;\nsource_path;target_path\nd1/a.tif;m.tif\nd2/a.tif;n.tif\n")
+    assert len(find_samples(tmp_path / "t.csv")) == 2
+    assert [name for _, name in find_sources(tmp_path / "t.csv")] == ["d1/a", "d2/a"]
+
+
+def test_a_folder_called_like_an_image(tmp_path):
+    files("cells.tif/a.tif")(tmp_path)
+    assert [name for _, name in find_sources(tmp_path / "cells.tif")] == ["a"]
+
+
+def test_folders_composed_otherwise(tmp_path):
+    files(f"{NFD}/IM/a.tif", f"{NFD}/GT/a.tif")(tmp_path)
+    assert len(find_samples(tmp_path / NFC)) == 1
+    assert [p.name for p, _ in find_sources(tmp_path / NFC / "IM")] == ["a.tif"]
+    (tmp_path / "t.csv").write_text(f"source_path,target_path\n{NFC}/IM/a.tif,{NFC}/GT/a.tif\n", encoding="utf-8")
+    assert len(find_samples(tmp_path / "t.csv")) == 1
+
+
+@pytest.mark.parametrize("what", ["level", "scene"])
+def test_masks_that_have_one_level_or_scene(what, tmp_path):
+    def pyramid(p, x, i):
+        small = x[::2, ::2] if what == "level" else x
+        with tifffile.TiffWriter(p.with_suffix(".ome.tif" if what == "scene" else ".tif")) as tif_:
+            if what == "scene":
+                for y in (x, small): tif_.write(y, metadata={"axes": "YX"})
+            else:
+                tif_.write(x, subifds=1, metadata={"axes": "YX"})
+                tif_.write(small, subfiletype=1)
+
+    data = module(tmp_path, lambda p, m, i: tif(p, m[::2, ::2] if what == "level" else m), pyramid, **{what: 1}, patch=(32, 32))
+    data.setup()
+    assert next(iter(data.train_dataloader()))["GT"].shape[1:] == (1, 32, 32)

@@ -215,9 +215,9 @@ def interrupted(pairs, cfg, out, *signals) -> tuple[int, str, str]:
     return training.returncode, said, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(tmp_path, pairs, number):
-    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, trainer={"max_epochs": 4})
+@pytest.mark.parametrize("number, mean", [(signal.SIGINT, {}), (signal.SIGTERM, {"ema": 0.8}), (signal.SIGINT, {"swa": 0.1})])
+def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(tmp_path, pairs, number, mean):
+    cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, trainer={"max_epochs": 4} | mean)
     code, said, err = interrupted(pairs, cfg, tmp_path / "run", number)
     assert code == 128 + number and f"continue with: run_im2im --config {tmp_path / 'run'}" in said
     assert "Traceback" not in err
@@ -329,3 +329,77 @@ def test_two_processes_stop_together_and_go_on(tmp_path, pairs):
     assert said.count("continue with") == 1 and 0 < checkpoint(tmp_path / "run")["global_step"] < 60
     for name in ("run", "whole"): processes(*command[3:], tmp_path / name)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+# Callbacks that watch a figure
+
+def watching(**more): return [{"_target_": "EarlyStopping", "monitor": "val/dice", "patience": 1} | more]
+
+
+def test_a_callback_waits_for_better_figures(tmp_path, pairs):
+    "Dice rises from epoch to epoch: in Lightning's own direction, the smaller the better, the run would end at once."
+    cfg = configured(tmp_path / "run", pairs, trainer={"max_epochs": 5, "callbacks": watching(patience=4)})
+    run_ = train(cfg)
+    assert run_.result["epochs"] == 5
+    assert any("EarlyStopping" in k and "'mode': 'max'" in k for k in load_checkpoint(run_.last)["callbacks"])
+
+
+@pytest.mark.parametrize("how", ["config", "python", "plain trainer"])
+def test_a_callback_in_the_wrong_direction(how, tmp_path, pairs):
+    by_hand = pl.callbacks.EarlyStopping("val/dice", patience=1)
+    with pytest.raises(ConfigError, match="`mode: max`"):
+        if how == "config": train(configured(tmp_path / "run", pairs, trainer={"callbacks": watching(mode="min")}))
+        elif how == "python": train(configured(tmp_path / "run", pairs), callbacks=by_hand)
+        else:
+            _, model, data = prepare(configured(tmp_path / "run", pairs))
+            Im2ImTrainer(max_epochs=1, accelerator="cpu", callbacks=[by_hand]).fit(model, data)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_callback_that_watches_nothing(callback, tmp_path, pairs):
+    spec = {"_target_": callback, "monitor": "val_loss"} | ({"dirpath": str(tmp_path / "own")} if callback == "ModelCheckpoint" else {})
+    with pytest.raises(ConfigError, match="did you mean 'val/loss'"): train(configured(tmp_path / "run", pairs, trainer={"callbacks": [spec]}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_callback_of_ones_own(tmp_path, pairs):
+    spec = {"_target_": "ModelCheckpoint", "monitor": "val/dice", "dirpath": str(tmp_path / "own"), "filename": "mine"}
+    train(configured(tmp_path / "run", pairs, trainer={"callbacks": [spec]}))
+    assert load_checkpoint(tmp_path / "own" / "mine.ckpt")["state_dict"]
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
+# Schedules and intervals that do not fit the run
+
+@pytest.mark.parametrize("base", [SEGMENT, *GAMES.values()])
+def test_a_schedule_that_ends_before_the_run(base, tmp_path, pairs):
+    schedule = {"_target_": "OneCycleLR", "max_lr": 0.01, "total_steps": 6}
+    cfg = configured(tmp_path / "run", pairs, base, model={"scheduler": schedule, "scheduler_interval": "step"})
+    run_ = train(cfg)
+    assert run_.result["finished"] and run_.result["steps"] > 6
+    rate = load_checkpoint(run_.last)["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert rate < 1e-4
+
+
+def test_validation_after_more_batches_than_an_epoch_has(tmp_path, pairs):
+    with pytest.raises(ConfigError, match="`trainer.val_check_interval` is 100 batches, but an epoch has 5"):
+        train(configured(tmp_path / "run", pairs, trainer={"val_check_interval": 100}))
+    assert not (tmp_path / "run").exists()
+    cfg = configured(tmp_path / "run", pairs, trainer={"val_check_interval": 7, "check_val_every_n_epoch": None})
+    assert train(cfg).result["finished"]
+
+
+def test_losses_of_intensities_for_masks(tmp_path, pairs):
+    for loss in ("MSELoss", "L1Loss", "CharbonnierLoss"):
+        with pytest.raises(ConfigError, match=f"{loss} compares intensities"):
+            train(configured(tmp_path / "run", pairs, model={"loss": {"_target_": loss}}))
+
+
+def test_a_run_that_lost_its_config(tmp_path, pairs):
+    cfg = configured(tmp_path / "run", pairs)
+    train(cfg)
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(Im2ImError) as e: train(cfg)
+    assert "preset's name" not in str(e.value) and str(tmp_path / "run") in str(e.value)

@@ -16,7 +16,7 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-from ..core import ConfigError, DataError, derive_seed, expand_path, tell
+from ..core import ConfigError, DataError, derive_seed, did_you_mean, expand_path, tell
 from mmv_im2im.data_modules.caching import (
     DiskCache,
     MemoryCache,
@@ -360,8 +360,54 @@ _PLAIN = (
 ).split()
 
 
+_WORDS = {
+    "layout": ("auto", "suffix", "folders", "csv", "split", "1", "2", "3", "4"),
+    "pairing": ("paired", "unpaired", "source"),
+    "target_kind": ("image", "label"),
+    "label_kind": (None, "instances", "classes", "binary"),
+    "split": ("auto", "files", "regions", "pixels"),
+    "sampling": ("random", "foreground", "costmap", "grid"),
+    "cache": ("none", "memory", "disk"),
+    "cache_full": ("stop", "skip"),
+}
+_COUNTS = ("batch_size", "pad_multiple", "portion_epochs", "patches_per_image")
+
+
+def _check_given(given: dict):
+    "`ConfigError` for words, numbers and types that the data module does not know."
+    for name, words in _WORDS.items():
+        if given[name] in words: continue
+        raise ConfigError(
+            f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), words[-4:])}"
+        )
+    for name in _COUNTS:
+        n = given[name]
+        if n is None and name == "patches_per_image": continue
+        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
+            raise ConfigError(f"`{name}` must be a whole number of at least 1; got {n!r}.")
+    for name in ("num_workers", "seed"):
+        n = given[name]
+        whole = isinstance(n, (int, np.integer)) and n >= 0
+        if not whole and not (n is None and name == "num_workers"):
+            raise ConfigError(f"`{name}` must be a whole number of at least 0; got {n!r}.")
+    path, patch = given["path"], given["patch"]
+    if not isinstance(path, (str, os.PathLike, Mapping)):
+        raise ConfigError(
+            "`path` must be a folder, a csv, or {'train': ..., 'val': ...}; got a"
+            f" {type(path).__name__}. To take single files, name them in a csv."
+        )
+    numbers = isinstance(patch, Iterable) and not isinstance(patch, str) and [*patch]
+    if not numbers or not all(isinstance(n, (int, np.integer)) for n in numbers):
+        raise ConfigError(f"`patch` must be pixels [Y, X] or [Z, Y, X]; got {patch!r}.")
+    if given["augment"] is None or isinstance(given["augment"], (str, Mapping)):
+        raise ConfigError(
+            f"`augment` must be a list of transforms, [] for none; got {given['augment']!r}."
+        )
+
+# %% ../../nbs/data_modules/06_data_module.ipynb #29b5d718
 def _keep(self: Im2ImDataModule, **given):
     "Keep the arguments, and make the recipe and the transforms out of them."
+    _check_given(given)
     for name in _PLAIN: setattr(self, name, given[name])
     # how an earlier part of the run split its files; how this one does, and what differs, in words
     self.kept, self.parts, self.changes = None, {}, []

@@ -19,7 +19,10 @@ from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
 import numpy as np
 
 from ..core import DataError, derive_seed, did_you_mean, expand_path, nearest, tell
-from .images import image_keys, image_stem, is_image, list_images, no_images
+from mmv_im2im.data_modules.images import (
+    as_spelled, image_keys, image_stem, is_image, is_one_image, list_images, no_images,
+    other_images,
+)
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #15d144e6
 _NAMES = ("suffix", "folders", "csv", "split")  # layouts 1 to 4
@@ -259,8 +262,10 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text: raise ValueError("it holds zero bytes")
-        head = text.lstrip().partition("\n")[0]
+        head, _, rest = text.lstrip().partition("\n")
         mark = max(",;\t", key=head.count)
+        told = re.fullmatch(r"\"?sep=(.)\"?[,;\s]*", head, re.I)  # a line for Excel
+        if told: mark, text = told[1], f"\n{rest}"
         lines = io.StringIO(text, newline="")
         rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))
     except (OSError, ValueError, csv.Error) as e:
@@ -310,7 +315,7 @@ def _read_csv(path: Path, pairing: str) -> tuple[_Found, dict[int, str]]:
     cells = {key: {n: r[i] for n, r in rows[1:] if r[i]} for key, i in at.items()}
     split = {n: text.lower() for n, text in cells.pop("split", {}).items()}
     # Windows writes backslashes, and reads slashes as well
-    where = lambda cell: path.parent / expand_path(cell.replace("\\", "/"), str(path))
+    where = lambda cell: as_spelled(path.parent / expand_path(cell.replace("\\", "/"), str(path)))
     files = {k: {n: where(c) for n, c in cells.get(k, {}).items()} for k in _NOUNS}
     label = {k: f"`{_COLUMNS[k]}`" for k in _NOUNS}
     return _Found(files, label, "in its row", lambda key, n: f"row {n}"), split
@@ -366,7 +371,7 @@ def _check_once(path: Path, rows: list[tuple[int, dict]]):
     begin = ["IM" if "IM" in sample else "GT" for _, sample in rows]
     images = image_keys([sample[key] for key, (_, sample) in zip(begin, rows)])
     for key, image, (n, sample) in zip(begin, images, rows):
-        same = first.setdefault((key, os.path.normpath(image)), n)
+        same = first.setdefault((key, os.path.realpath(image)), n)
         if same != n: twice.append(f"row {n} (the {_NOUNS[key]} of row {same})")
     if twice:
         raise DataError(f"{path}: each source, and each unpaired target, may be named once; "
@@ -439,7 +444,7 @@ def _parts_of(path: Path | Mapping) -> dict[str, Path]:
                             f"'{part}' {what}. To have the split drawn, give one path.")
         if not isinstance(path[part], (str, os.PathLike)) or not str(path[part]).strip():
             raise DataError(f"`data.path.{part}` must be a folder or a csv; got {path[part]!r}.")
-    return {part: Path(path[part]) for part in _PARTS}
+    return {part: as_spelled(path[part]) for part in _PARTS}
 
 
 def _part_folders(path: Path) -> dict[str, Path]:
@@ -464,7 +469,7 @@ def _find_split(parts: dict[str, Path], layout: str, names: dict[str, str], pair
         for s in _find_one(path, kind, names, pairing, nested, part):
             out.append(s | {"split": part})
             file = s.get("IM") or s["GT"]
-            if seen.setdefault(os.path.abspath(file), part) != part: both.append(file)
+            if seen.setdefault(os.path.realpath(file), part) != part: both.append(file)
     if both:
         raise DataError("no image may be in both 'train' and 'val', which must tell how well "
                         f"images are done that were not seen in training; {len(both)} are: "
@@ -593,8 +598,17 @@ def _find_one(path: Path, layout: str, names: dict[str, str], pairing: str, nest
     return [sample for _, sample in _pair(path, found, pairing)]
 
 
+def _tell_others(folder: Path):
+    "Say which images a folder holds besides those that are taken from it."
+    if more := other_images(folder):
+        tell(f"{folder} also holds {more}; such files are not taken from a folder, save them as "
+             "TIFF.")
+
+
 def _tell_aside(path: Path, layout: str, names: dict[str, str], found: _Found):
     "Say which images are not taken; the others are known to be sources, targets or cost maps."
+    for folder in {Path(f).parent for files in found.files.values() for f in files.values()}:
+        _tell_others(folder)
     if not found.aside: return
     ends = ", ".join(filter(None, map(_suffix, names.values())))
     why = f"their names end in none of {ends}"
@@ -622,8 +636,8 @@ def find_samples(
         layout = "auto" if layout == "split" else layout
         samples = _find_split(_parts_of(path), layout, names, pairing, nested)
         return Samples(samples, "split", pairing)
-    path = Path(path)
-    if pairing == "source" and layout == "auto" and is_image(path):
+    path = as_spelled(path)
+    if pairing == "source" and layout == "auto" and is_one_image(path):
         return Samples([{"IM": path}], "", pairing)
     if layout == "auto": layout = _recognise(path, names, nested)
     if layout == "split":
@@ -652,15 +666,16 @@ def describe_samples(
 
 # %% ../../nbs/data_modules/01_layouts.ipynb #b99c850d
 def find_sources(
-    path: str | Path,  # An image, or a folder of images
+    path: str | Path,  # An image, a folder of images, or a csv with a column of sources
     source: str = "IM",  # Sub-folder or suffix of sources, where targets lie beside them
     target: str = "GT",  # Suffix of the targets
     costmap: str = "CM",  # Suffix of the cost maps
     nested: bool = False,  # Whether the images of sub-folders are included
 ) -> list[tuple[Path, str]]:  # Images, and what their results are called, such as 'day1/a'
     "Find what is to be predicted; `DataError` where there is nothing, or no name for a result."
-    path = Path(path)
-    if path.is_file() or (path.exists() and is_image(path)): return [(path, image_stem(path))]
+    path = as_spelled(path)
+    if path.is_file() and path.suffix.lower() == ".csv": return _sources_of_table(path)
+    if path.is_file() or is_one_image(path): return [(path, image_stem(path))]
     if not path.exists():
         raise DataError(f"`predict.path` '{path}' does not exist; name an image or a folder of "
                         "images.")
@@ -668,11 +683,19 @@ def find_sources(
     folder = inner if inner.is_dir() else path
     found = list(_stems(list_images(folder, nested), folder))
     if not found: raise DataError(_nothing_to_predict(folder, nested))
+    _tell_others(folder)
     keys = image_keys([p for _, p in found])  # files of one image are predicted once
     found = [f for f, key in zip(found, keys) if f[1] == key]
     names = dict(IM=source, GT=target, CM=costmap)
     found = _without_targets(found, _endings(names), bool(_suffix(source)))
     return [(p, name) for name, p in _by_result(found, folder)]
+
+
+def _sources_of_table(path: Path) -> list[tuple[Path, str]]:
+    "Sources that a csv names; their results lie as they do, below the folder that all share."
+    files = [s["IM"] for s in _find_csv(path, "source", None)]
+    top = Path(os.path.commonpath([f.parent for f in files]))
+    return [(p, name) for name, p in _by_result(list(_stems(files, top)), top)]
 
 
 def _without_targets(found: list[tuple[str, Path]], ends: dict, marked: bool) -> list:

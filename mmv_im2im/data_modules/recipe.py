@@ -151,7 +151,7 @@ def _as_spatial(
 @patch
 def _file_shape(self: Recipe, key: str, path: Path, time: Optional[int]) -> tuple[tuple, Any]:
     "Shape `(C, [Z,] Y, X)` in the file of what is asked for, and what else its header says."
-    info = image_info(path, axes=self.axes[key], scene=self.scene, level=self.level)
+    info = image_info(path, axes=self.axes[key], **self._place(key, path))
     t, c, z, y, x = info.shape
     if key == "GT" and self.labels: self._check_grey(path, info)
     planes = self._planes(key, z)
@@ -166,6 +166,17 @@ def _file_shape(self: Recipe, key: str, path: Path, time: Optional[int]) -> tupl
     z = len(planes) if planes is not None else z
     shape = t if time is None else 1, c, z, y, x
     return _as_spatial(shape, path, self.spatial_dims, key), info
+
+
+@patch
+def _place(self: Recipe, key: str, path: Path) -> dict[str, int]:
+    "Scene and level to read; a target or cost map that has one only belongs to the one chosen."
+    place = {"scene": self.scene, "level": self.level}
+    if key == "IM" or not any(place.values()): return place
+    about = image_info(path, axes=self.axes[key])
+    if about.n_scenes == 1: place["scene"] = 0
+    if about.n_scenes == about.n_levels == 1: place["level"] = 0
+    return place
 
 
 @patch
@@ -203,7 +214,7 @@ def _check_grey(self: Recipe, path: Path, info: Any):
     colored = info.channel_names == ["red", "green", "blue"]
     alpha = info.shape[1] == 4 and Path(path).suffix.lower() == ".png"
     if self.channels["GT"] is not None or not (colored or alpha): return
-    where = {"scene": self.scene, "level": self.level}
+    where = self._place("GT", path)
     x = read_image(path, axes=self.axes["GT"], channels=[0, 1, 2], **where)
     x = x.swapaxes(0, 1).reshape(3, -1)
     said = f"'{path}' is a color image, but a label image has one number for each pixel; "
@@ -250,8 +261,8 @@ def read(self: Recipe,
             f" {self.expected[key]}; choose channels, or remove the file."
         )
     x = read_image(
-        path, axes=self.axes[key], scene=self.scene, level=self.level, times=time,
-        channels=self.channels[key], planes=self._planes(key, info.shape[2]),
+        path, axes=self.axes[key], times=time, channels=self.channels[key],
+        planes=self._planes(key, info.shape[2]), **self._place(key, path),
     ).reshape(shape)
     check_finite(x, path)
     zoom = self.zoom(info.pixel_size, path)
@@ -336,26 +347,53 @@ def _weights(x: np.ndarray, path: str | Path) -> np.ndarray:
 
 def _whole_numbers(x: np.ndarray, path: str | Path) -> np.ndarray:
     "Labels in the smallest dtype; `DataError` unless each is a whole number of at least 0."
-    broken = x[x != np.round(x)] if x.dtype.kind == "f" else x[:0]
-    if broken.size:
-        raise DataError(
-            f"'{path}' should hold labels, whole numbers, but has values such as"
-            f" {broken.flat[0]:g}; if it is an intensity image, set `data.target_kind: image`."
-        )
+    shape = x.shape
+    if x.dtype.kind == "f":
+        whole = np.round(x)
+        broken = x[np.abs(x - whole) > 1e-4 * np.maximum(1, np.abs(whole))]
+        if broken.size:
+            raise DataError(
+                f"'{path}' should hold labels, whole numbers, but has values such as"
+                f" {broken.flat[0]:g}; if it is an intensity image, set `data.target_kind: image`."
+            )
+        x = whole
     if x.min() < 0:
         raise DataError(
             f"'{path}' should hold labels of at least 0, but has {x.min()}; renumber them."
         )
     top = int(x.max())
+    if top >= 2**63:  # identifiers that no tensor holds
+        known, x = np.unique(x, return_inverse=True)
+        x, top = x.reshape(shape) + (known[0] > 0), len(known)
     return x.astype(np.uint8 if top < 2**8 else np.int32 if top < 2**31 else np.int64)
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #85d0a846
-def _is_jpeg(path: str | Path) -> bool:
-    "Whether a file is compressed as JPEG, TIFFs included."
-    end = Path(path).suffix.lower()
-    if end in (".jpg", ".jpeg"): return True
-    if end not in (".tif", ".tiff") or not Path(path).is_file(): return False
-    with tifffile.TiffFile(path) as file: return file.pages[0].compression in (6, 7)
+_CODECS = {  # of TIFF, that may change values
+    "JPEG": (6, 7, 33007, 34892), "JPEG 2000": (33003, 33004, 33005, 34712),
+    "JPEG XL": (50002, 52546), "JPEG XR": (22610, 34934), "WebP": (50001,),
+}
+
+
+def _codec(path: str | Path) -> Optional[str]:
+    "How a file is compressed if that may change values, whatever its name; None if it does not."
+    if not Path(path).is_file(): return None
+    with open(path, "rb") as f: head = f.read(4)
+    if head[:3] == b"\xff\xd8\xff": return "JPEG"
+    if head[:2] not in (b"II", b"MM"): return None
+    with tifffile.TiffFile(path) as file: number = file.pages[0].compression
+    return next((name for name, numbers in _CODECS.items() if number in numbers), None)
+
+
+def _frayed(x: np.ndarray) -> bool:
+    "Whether many pixels differ from all four neighbours, as drawn labels do not."
+    alone = np.ones(x.shape, bool)
+    for axis in (-1, -2):
+        same = np.diff(x, axis=axis) == 0
+        pad = [(0, 0)] * x.ndim
+        for side in ((1, 0), (0, 1)):
+            pad[axis] = side
+            alone &= ~np.pad(same, pad)
+    return alone.sum() > 0.02 * max(1, np.count_nonzero(x))
 
 
 def _two_levels(counts: np.ndarray) -> Optional[int]:
@@ -370,13 +408,15 @@ def _two_levels(counts: np.ndarray) -> Optional[int]:
 
 def _sharp(x: np.ndarray, path: str | Path) -> np.ndarray:
     "A mask without the fringes of JPEG; `DataError` where it cannot be told what was drawn."
-    if x.dtype != np.uint8 or np.count_nonzero(counts := np.bincount(x.ravel(), minlength=256)) < 3:
-        return x
-    if not _is_jpeg(path): return x
-    level = _two_levels(counts)
+    if x.dtype not in (np.uint8, np.uint16) or len(np.unique(x)) < 3: return x
+    codec = _codec(path)
+    # the others have modes that keep every value
+    if codec is None or codec != "JPEG" and not _frayed(x): return x
+    narrow = x.dtype == np.uint8
+    level = _two_levels(np.bincount(x.ravel(), minlength=256)) if narrow else None
     if level is None:
         raise DataError(
-            f"'{path}' holds labels as JPEG, which changes values and blurs edges, and has more"
+            f"'{path}' holds labels as {codec}, which changes values and blurs edges, and has more"
             " than two levels; save it anew from the original as PNG or TIFF without loss."
         )
     return np.where(x > level / 2, np.uint8(level), np.uint8(0))
@@ -489,12 +529,16 @@ def check_contents(
 ) -> list[str]:  # What the user should know, in sentences
     "Look at pixels; `DataError` where there is nothing to learn or a label is none."
     notes = []
-    for key in ("IM", "GT"):
+    for key in ("IM", "GT", "CM"):
         items = [s for s in samples if key in s]
         name = lambda s: f"{s[key]}" + (f" t={s['time']}" if "time" in s else "")
         seen = {name(s): _look_into(key, s, recipe) for s in _some_of(items, key, recipe, most)}
         if not seen: continue
-        notes += _tell_constant(key, seen, len(set(map(name, items))), recipe)
+        n = len(set(map(name, items)))
+        if key == "CM":
+            notes += _tell_ignored(seen, n, len(samples))
+            continue
+        notes += _tell_constant(key, seen, n, recipe)
         if key == "GT" and recipe.labels: notes += _tell_labels(seen, recipe)
         else: notes += _tell_ranges(key, seen, recipe)
     return notes
@@ -515,10 +559,12 @@ def _look_into(key: str, sample: dict, recipe: Recipe) -> tuple:
     "Least and largest value; for labels also what values there are, and whether edges are soft."
     raw = recipe.read(key, sample[key], sample.get("time"))
     if key != "GT" or not recipe.labels: return raw.min(), raw.max()
-    x = _whole_numbers(_sharp(raw, sample[key]), sample[key])
+    sharp = _sharp(raw, sample[key])
+    x = _whole_numbers(sharp, sample[key])
     counts = np.bincount(raw.ravel(), minlength=256) if raw.dtype == np.uint8 else np.zeros(256)
     soft = np.count_nonzero(counts) > 12 and counts[255] > 2 * counts[1:255].max()
-    return x.min(), x.max(), set(np.unique(x).tolist()), soft, x is not raw and (x != raw).any()
+    changed = sharp is not raw and (sharp != raw).any()
+    return x.min(), x.max(), set(np.unique(x).tolist()), soft, changed
 
 # %% ../../nbs/data_modules/04_recipe.ipynb #b2226c95
 def _tell_constant(key: str, seen: dict, n: int, recipe: Recipe) -> list[str]:
@@ -541,14 +587,28 @@ def _tell_constant(key: str, seen: dict, n: int, recipe: Recipe) -> list[str]:
             f" '{flat[0]}'; remove them if they are no images"]
 
 
+def _tell_ignored(seen: dict, n: int, images: int) -> list[str]:
+    "Cost maps that ignore every pixel; `DataError` where all images have such a one."
+    blank = [path for path, (_, high) in seen.items() if high == 0]
+    if not blank: return []
+    if len(blank) == len(seen) == n == images:
+        raise DataError(
+            f"nothing can be learnt: all {n} cost maps are 0 in every pixel, such as '{blank[0]}',"
+            " and such pixels are ignored; give a weight above 0 to pixels that count."
+        )
+    return [f"{len(blank)} of {len(seen)} cost maps that were looked into are 0 in every pixel,"
+            f" such as '{blank[0]}'; their images teach nothing"]
+
+# %% ../../nbs/data_modules/04_recipe.ipynb #920d73a8
 def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
     "Labels that may not mean what they seem to."
     notes = []
     jpeg = [path for path, (*_, changed) in seen.items() if changed]
     soft = [path for path, (*_, soft, changed) in seen.items() if soft and not changed]
     if jpeg: notes.append(
-        f"targets such as '{jpeg[0]}' are JPEG, which blurs masks; every pixel was set to the"
-        " nearer of its two levels; save masks as PNG or TIFF to have them as they were drawn")
+        f"targets such as '{jpeg[0]}' are JPEG or compressed in a like way, which blurs masks;"
+        " every pixel was set to the nearer of its two levels; save masks as PNG or TIFF to have"
+        " them as they were drawn")
     if soft: notes.append(
         f"targets such as '{soft[0]}' have soft edges, values between 0 and 255 as after resizing"
         " or JPEG, and every value above 0 is a label; set them to 0 and 255 if they are masks")

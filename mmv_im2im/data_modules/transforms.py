@@ -190,7 +190,7 @@ class Otsu(Asinh):
     def __init__(self,
         low: float = 1.0,  # Percentile that becomes -1, in percent, 0 ... 100
         high: float = 99.8,  # Percentile that becomes 1, in percent, above `low`
-        strength: float = 3.0,  # Above 0; the larger, the more faint objects lie above the threshold
+        strength: float = 3.0,  # Above 0; the larger, the fainter the objects above the threshold
         per_channel: bool = True,  # False: one offset and one scale over all channels
         over: str = "image",  # What is measured: each 'image', or the training 'dataset' at once
     ):
@@ -483,7 +483,11 @@ def as_normalization(
     trust: Sequence[str] = (),  # Packages whose other callables may be used, too
 ) -> Optional[Normalization]:
     "The normalisation object; `ConfigError` where the description is wrong."
-    return build(norm, "normalization", key, trust) if isinstance(norm, dict) else norm
+    if isinstance(norm, dict): return build(norm, "normalization", key, trust)
+    if norm is None or hasattr(norm, "stats"): return norm
+    raise ConfigError(
+        f"`{key}` must be a normalisation, Percentile() or {{_target_: Percentile}}; got {norm!r}."
+    )
 
 
 def normalization_spec(

@@ -802,6 +802,11 @@ def evaluate(self: Predictor,
             f"'{self.path}' does not say how images are prepared; train with Im2ImDataModule to"
             " evaluate."
         )
+    if not isinstance(path, (str, os.PathLike, Mapping)):
+        raise ConfigError(
+            "`evaluate` takes a folder of pairs, a csv, or {'train': ..., 'val': ...}; got a"
+            f" {type(path).__name__}."
+        )
     if compare is None: compare = getattr(self.module, "denoises", False)
     if compare and self.module.task != "regression":
         raise ConfigError(

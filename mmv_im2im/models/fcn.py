@@ -15,12 +15,8 @@ from torch import nn
 from ..core import ConfigError, DataError
 from .base import Im2ImModule, check_target_kind, hide_ignored, metric_names
 from mmv_im2im.models.losses import (
-    DiceCELoss,
-    LossSum,
-    apply_loss,
-    as_levels,
-    deep_supervision,
-    resize_to,
+    CharbonnierLoss, DiceCELoss, GradientLoss, LossSum, MSSSIMLoss, PearsonLoss, SSIMLoss,
+    apply_loss, as_levels, deep_supervision, resize_to,
 )
 from ..tiling import unpad
 
@@ -119,7 +115,19 @@ def rehearse(self: FCN, batch):
             f"`model.loss`: {name} wants probabilities, but is given the network's raw output;"
             + (f" take {instead}." if instead else f" set `{self._activation}: true` in it.")
         )
+    for loss in (m for m in self.loss.modules() if isinstance(m, _OF_INTENSITIES)):
+        raise ConfigError(
+            f"`model.loss`: {type(loss).__name__} compares intensities, but a mask is cut where the"
+            " network's raw output is 0; take DiceCELoss, BCEWithLogitsLoss or another loss of"
+            " labels, or `model.task: regression`."
+        )
     return self.compare(blank + torch.linspace(-3, 3, blank.numel()).view_as(blank), batch)
+
+
+_OF_INTENSITIES = (
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, CharbonnierLoss, GradientLoss,
+    PearsonLoss, SSIMLoss, MSSSIMLoss,
+)
 
 
 @patch(as_prop=True)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..core import ConfigError
-from .base import Im2ImModule
+from .base import Im2ImModule, schedule_is_over
 
 # %% ../../nbs/models/04_manual.ipynb #69a38906
 class ManualModule(Im2ImModule):
@@ -136,10 +136,11 @@ def training_step(self: ManualModule, batch, batch_idx):
         # Lightning counts the steps of all optimizers together through these two
         optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
     self._norms = {}
-    parts = self.play(batch)
+    with self.first_step(batch): parts = self.play(batch)
     self.count(parts | self._norms, len(batch["IM"]))
     if self._closing and self.scheduler_interval == "step":
-        for s in self._schedulers(): s.step()
+        for s in self._schedulers():
+            if not schedule_is_over(s): s.step()
 
 
 @patch
@@ -148,6 +149,7 @@ def on_train_epoch_end(self: ManualModule):
     super(ManualModule, self).on_train_epoch_end()
     if self.scheduler_interval != "epoch": return
     for s in self._schedulers():
+        if schedule_is_over(s): continue
         if not isinstance(s, ReduceLROnPlateau): s.step()
         elif self.watched in self.trainer.callback_metrics:
             s.step(self.trainer.callback_metrics[self.watched])
