@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mmv_im2im.config import preset
-from mmv_im2im.data_modules.images import list_images, read_image, write_image
-from mmv_im2im.distances import gradient_correlation, sliced_wasserstein, spectrum_distance
+from mmv_im2im.data_modules.files import list_images
+from mmv_im2im.data_modules.images import read_image, write_image
+from mmv_im2im.set_metrics import gradient_correlation, sliced_wasserstein, spectrum_distance
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, pearson
 from mmv_im2im.trainers import Im2ImTrainer, Run, train

@@ -21,7 +21,7 @@ from monai.transforms import Compose, RandSpatialCropd, Transform
 
 from mmv_im2im.data_modules.caching import DiskCache, SampleStore, cache_key, prepare_samples
 from mmv_im2im.data_modules.data_module import Im2ImDataModule
-from mmv_im2im.data_modules.transforms import Standard
+from mmv_im2im.data_modules.normalization import Standard
 
 SHAPE, PATCH = (16, 700, 700), (16, 64, 64)  # a pair of such stacks in uint16 is two files of 15 MB
 SETTINGS = {"benchmark": "killed writers"}

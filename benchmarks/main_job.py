@@ -7,7 +7,7 @@ from _common import step_ratio
 
 from mmv_im2im.config import preset
 from mmv_im2im.core import build
-from mmv_im2im.models.base import fill_channels
+from mmv_im2im.models.building import fill_channels
 
 HELP = "from mmv_im2im.cli import main; main(['--help'])"
 

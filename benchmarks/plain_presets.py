@@ -26,9 +26,10 @@ from supervised import (
 )
 
 from mmv_im2im.config import preset, preset_names
-from mmv_im2im.data_modules.images import list_images, read_image
+from mmv_im2im.data_modules.files import list_images
+from mmv_im2im.data_modules.images import read_image
 from mmv_im2im.data_modules.samples import simulate_set
-from mmv_im2im.distances import sliced_wasserstein
+from mmv_im2im.set_metrics import sliced_wasserstein
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, psnr_affine
 from mmv_im2im.trainers import Run, train

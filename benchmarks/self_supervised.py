@@ -21,7 +21,8 @@ from _common import DATA, step_ratio
 from scipy.ndimage import gaussian_filter
 
 from mmv_im2im.config import preset
-from mmv_im2im.data_modules.images import list_images, read_image, write_image
+from mmv_im2im.data_modules.files import list_images
+from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.inference.comparison import classical_denoisers
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import psnr_affine

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from mmv_im2im.config import preset
 from mmv_im2im.core import build
-from mmv_im2im.data_modules.images import list_images, read_image, write_image
+from mmv_im2im.data_modules.files import list_images
+from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, pearson, psnr
-from mmv_im2im.models.base import fill_channels
+from mmv_im2im.models.building import fill_channels
 from mmv_im2im.trainers import train
 from mmv_im2im.vis import save_figure, show_result
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Im2ImError', 'DataError', 'ConfigError', 'nearest', 'did_you_mean', 'tell', 'derive_seed', 'write_atomic',
-           'expand_path', 'class_names', 'find_class', 'check_arguments', 'build', 'check_spec']
+           'expand_path', 'class_names', 'moved', 'find_class', 'check_arguments', 'build', 'check_spec']
 
 # %% ../nbs/00_core.ipynb #0ba55b25
 import hashlib
@@ -148,14 +148,14 @@ _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "scheduler": ("torch.optim.lr_scheduler.LRScheduler", "learning-rate scheduler",
                   ("torch.optim.lr_scheduler", "mmv_im2im.models.*", "monai.optimizers")),
     "callback": ("pytorch_lightning.Callback", "Lightning callback",
-                 ("mmv_im2im.callbacks", "pytorch_lightning.callbacks")),
+                 ("mmv_im2im.trainers.callbacks", "pytorch_lightning.callbacks")),
     "logger": ("pytorch_lightning.loggers.Logger", "Lightning logger",
-               ("mmv_im2im.trainers", "pytorch_lightning.loggers")),
-    "plugin": ("mmv_im2im.callbacks.TrainerPlugin", "Lightning plugin",
+               ("mmv_im2im.checkpoints", "pytorch_lightning.loggers")),
+    "plugin": ("mmv_im2im.trainers.callbacks.TrainerPlugin", "Lightning plugin",
                ("pytorch_lightning.plugins", "pytorch_lightning.plugins.environments")),
     "transform": ("monai.transforms.Transform", "MONAI transform",
                   ("mmv_im2im.data_modules.*", "monai.transforms")),
-    "normalization": ("mmv_im2im.data_modules.transforms.Normalization", "normalization",
+    "normalization": ("mmv_im2im.data_modules.normalization.Normalization", "normalization",
                       ("mmv_im2im.data_modules.*",)),
     "framework": ("mmv_im2im.models.base.Im2ImModule", "framework", ("mmv_im2im.models.*",)),
     "masking": ("mmv_im2im.models.self_supervised.Masking", "masking strategy",
@@ -194,6 +194,19 @@ def class_names(
     base = _load(base)
     return sorted({n for m in _modules(namespaces) for n, o in vars(m).items()
                    if _is_kind(o, base) and o is not base and not n.startswith("_")})
+
+# %% ../nbs/00_core.ipynb #a7c1e002
+def moved(
+    module: str,  # Where a name is looked for in vain, `__name__` of the module that asks
+    name: str,  # The name
+) -> Any:  # What it stands for
+    "A public name that lies in another module of the same folder; `AttributeError` if none has it."
+    package = module.rpartition(".")[0]
+    for m in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if name.startswith("_") or f"{package}.{m.name}" == module: continue
+        other = importlib.import_module(f"{package}.{m.name}")
+        if name in getattr(other, "__all__", ()): return getattr(other, name)
+    raise AttributeError(f"module '{module}' has no attribute '{name}'")
 
 # %% ../nbs/00_core.ipynb #be76ed93
 def find_class(

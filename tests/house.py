@@ -6,8 +6,8 @@ PACKAGE = "mmv_im2im"
 # Floors of the house; a module imports from lower floors, or from its own floor without a circle.
 FLOORS = {
     1: ("core",),
-    2: ("config", "metrics", "distances", "vis", "tiling", "postprocess"),
-    3: ("data_modules", "models", "checkpoints", "callbacks", "tuning", "report"),
+    2: ("config", "metrics", "set_metrics", "vis", "tiling", "postprocess", "checkpoints"),
+    3: ("data_modules", "models"),
     4: ("trainers", "inference"),
     5: ("cli", "widgets"),
 }

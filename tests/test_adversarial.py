@@ -14,7 +14,8 @@ from mmv_im2im.config import from_dict, preset
 from mmv_im2im.core import ConfigError, find_class
 from mmv_im2im.data_modules.images import read_image, write_image
 from mmv_im2im.data_modules.samples import simulate_set
-from mmv_im2im.inference.predictor import Predictor, mean_row
+from mmv_im2im.inference.folders import mean_row
+from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.trainers import prepare, train
 
 NET = {"_target_": "UNet", "channels": [4, 8], "strides": [2], "num_res_units": 0, "norm": "batch"}

@@ -10,7 +10,8 @@ import torch
 import yaml
 from chain import REGRESS, SEGMENT, checkpoint, run, same_weights, shell, start, write_yaml
 
-from mmv_im2im import cli, trainers
+from mmv_im2im import cli
+from mmv_im2im.trainers import training as trainers
 from mmv_im2im.checkpoints import load_checkpoint, read_metrics
 from mmv_im2im.config import Config, from_dict, load_config, to_dict
 from mmv_im2im.core import ConfigError

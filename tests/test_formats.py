@@ -13,7 +13,8 @@ import zarr
 from PIL import Image
 
 from mmv_im2im.core import DataError
-from mmv_im2im.data_modules.images import image_info, image_stem, list_images, read_image
+from mmv_im2im.data_modules.files import image_stem, list_images
+from mmv_im2im.data_modules.images import image_info, read_image
 
 # File below formats/: shape, dtype, channel names, pixel size (Z, Y, X) in micrometres, levels
 RGB = ["red", "green", "blue"]

@@ -13,7 +13,7 @@ import zarr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from chain import REGRESS, SEGMENT, run, same_weights, write_yaml
 
-from mmv_im2im.callbacks import ChannelsLast
+from mmv_im2im.trainers import ChannelsLast
 from mmv_im2im.checkpoints import load_checkpoint
 from mmv_im2im.config import Config, DataConfig, PredictConfig, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, DataError

@@ -12,7 +12,7 @@ from house import PACKAGE, imports, sources
 sys.path.insert(0, str(ROOT / "tools"))
 from docs import mixed_cells  # noqa: E402
 
-from mmv_im2im.config import config_reference  # noqa: E402
+from mmv_im2im.config import config_reference
 
 NBS = ROOT / "nbs"
 PATHS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)

@@ -13,7 +13,7 @@ import torch
 from mmv_im2im.checkpoints import read_metrics
 from mmv_im2im.config import from_dict
 from mmv_im2im.core import ConfigError, DataError, Im2ImError
-from mmv_im2im.data_modules.transforms import Percentile, pool
+from mmv_im2im.data_modules.normalization import Percentile, pool
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, pearson, psnr
 from mmv_im2im.models.adversarial import PatchGAN, feature_matching, gradient_penalty

@@ -12,8 +12,9 @@ import zarr
 from PIL import Image
 
 from mmv_im2im.core import DataError
-from mmv_im2im.data_modules import images
-from mmv_im2im.data_modules.images import check_finite, image_info, image_keys, read_image
+from mmv_im2im.data_modules import axes
+from mmv_im2im.data_modules.images import check_finite, image_info, read_image
+from mmv_im2im.data_modules.tiff import image_keys
 from mmv_im2im.data_modules.layouts import find_samples
 
 X = np.random.default_rng(0).integers(0, 60000, (5, 40, 48)).astype("u2")
@@ -26,7 +27,7 @@ PIXELS = ('<Image ID="Image:{0}"><Pixels ID="Pixels:{0}" DimensionOrder="XYCZT" 
 @pytest.fixture(autouse=True)
 def nothing_said():
     "Sentences that are said once are said again."
-    images._told.clear()
+    axes._told.clear()
 
 
 def said(caplog) -> list[str]:

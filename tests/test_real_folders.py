@@ -14,7 +14,7 @@ from test_layouts import files
 from mmv_im2im.core import DataError
 from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.layouts import find_samples, find_sources
-from mmv_im2im.data_modules.recipe import check_contents
+from mmv_im2im.data_modules.checks import check_contents
 
 NFC = "z\u00e4hlung"
 NFD = unicodedata.normalize("NFD", NFC)

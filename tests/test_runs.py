@@ -10,7 +10,9 @@ import yaml
 from small import CONFIG, cells, changed, one_paragraph, write_config
 
 from mmv_im2im.cli import main
-from mmv_im2im.config import Config, checked, from_dict, load_config, parse_overrides, preset, to_dict
+from mmv_im2im.config import (
+    Config, checked, from_dict, load_config, parse_overrides, preset, to_dict,
+)
 from mmv_im2im.core import ConfigError, DataError, Im2ImError
 
 
@@ -90,7 +92,7 @@ def test_what_learns_something_else_is_refused(name, stopped):
 
 
 def test_a_difference_is_told_before_anything_is_imported(stopped, monkeypatch):
-    import mmv_im2im.trainers as trainers
+    from mmv_im2im.trainers import training as trainers
     monkeypatch.setattr(trainers, "prepare", lambda *_: pytest.fail("it prepared the data"))
     with pytest.raises(ConfigError, match="seed: 0 -> 1"): trainers.train(again(stopped, seed=1))
 

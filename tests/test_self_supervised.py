@@ -20,7 +20,9 @@ from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import psnr_affine
 from mmv_im2im.models.denoising_nets import BlurPoolUNet, PartialUNet, ZeroShotNet
-from mmv_im2im.models.self_supervised import BernoulliMask, BlindSpot, PairDownsample, SelfSupervised
+from mmv_im2im.models.self_supervised import (
+    BernoulliMask, BlindSpot, PairDownsample, SelfSupervised,
+)
 from mmv_im2im.trainers import Im2ImTrainer, train
 
 MASKINGS = {

@@ -17,7 +17,7 @@ from mmv_im2im.config import REFUSED, TrainerConfig, from_dict
 from mmv_im2im.core import ConfigError, Im2ImError
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.trainers import Im2ImTrainer, lightning_arguments, prepare, train, trial_trainer
-from mmv_im2im.tuning import try_steps
+from mmv_im2im.trainers import try_steps
 
 
 def configured(out, pairs, base=SEGMENT, **sections):
@@ -44,7 +44,7 @@ def test_nothing_is_refused_that_lightning_does_not_have():
 
 def test_a_key_that_the_installed_lightning_has_lost_is_said(tmp_path, pairs, monkeypatch):
     left = [a for a in lightning_arguments() if a != "benchmark"]
-    monkeypatch.setattr("mmv_im2im.trainers.lightning_arguments", lambda: left)
+    monkeypatch.setattr("mmv_im2im.trainers.training.lightning_arguments", lambda: left)
     train(configured(tmp_path / "a", pairs, trainer={"max_epochs": 1}))
     with pytest.raises(ConfigError, match="`trainer.benchmark`: pytorch_lightning .* has no such argument"):
         train(configured(tmp_path / "b", pairs, trainer={"max_epochs": 1, "benchmark": True}))

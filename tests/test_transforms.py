@@ -8,11 +8,13 @@ from monai.apps.pathology.transforms.stain import NormalizeHEStains
 from skimage.transform import resize
 
 from mmv_im2im.core import ConfigError, DataError
-from mmv_im2im.data_modules import transforms as T
+from mmv_im2im.data_modules import normalization as T
 from mmv_im2im.data_modules.images import read_image
-from mmv_im2im.data_modules.transforms import (
-    Centre, Macenko, MinMax, Normalization, PatchTransform, Percentile, Standard, as_normalization,
-    grid_size, isotropic_zoom, normalization_spec, pool, prepare_labels, resample, sample_points,
+from mmv_im2im.data_modules.augmentation import PatchTransform, grid_size, sample_points
+from mmv_im2im.data_modules.labels import isotropic_zoom, prepare_labels, resample
+from mmv_im2im.data_modules.normalization import (
+    Centre, Macenko, MinMax, Normalization, Percentile, Standard, as_normalization,
+    normalization_spec, pool,
 )
 from mmv_im2im.tiling import pad_to_multiple, unpad
 

@@ -7,7 +7,8 @@ import numpy as np
 from skimage.filters import threshold_otsu
 
 from mmv_im2im.config import preset
-from mmv_im2im.data_modules.images import list_images, read_image
+from mmv_im2im.data_modules.files import list_images
+from mmv_im2im.data_modules.images import read_image
 from mmv_im2im.data_modules.samples import sample_data
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice

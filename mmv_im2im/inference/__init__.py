@@ -1,0 +1,2 @@
+"Prediction; what adds to `Predictor` is imported with it."
+from . import predictor, folders

@@ -7,7 +7,7 @@ __all__ = ['noise_level', 'classical_denoisers', 'holdout_error', 'residual_corr
 
 # %% ../../nbs/inference/00_comparison.ipynb #55a3f41a
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import numpy as np
 import torch

@@ -1,0 +1,8 @@
+"Reading, checking and showing configs: every public name of the folder."
+from .fields import *
+from .data_section import *
+from .sections import *
+from .reading import *
+from .presets import *
+from .load import *
+from .reference import *

@@ -1,0 +1,46 @@
+"What people have from before rooms were moved: imports, checkpoints and yaml files of the commit before."
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmv_im2im import MOVED
+from mmv_im2im.config import load_config
+from mmv_im2im.inference.predictor import Predictor
+
+OLD = Path(__file__).parent / "old"
+NAMES = json.loads((OLD / "names.json").read_text())
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_imports_from_where_names_were(module):
+    found = importlib.import_module(f"mmv_im2im.{module}")
+    everything = importlib.import_module("mmv_im2im.all")
+    for name in NAMES[module]: assert getattr(found, name) is getattr(everything, name), name
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_moved_module_is_no_second_one(old):
+    "Classes are the same objects under both names."
+    new = MOVED[old].split()
+    found = importlib.import_module(f"mmv_im2im.{old}")
+    for name in new:
+        module = importlib.import_module(f"mmv_im2im.{name}")
+        for public in module.__all__: assert getattr(found, public) is getattr(module, public)
+
+
+@pytest.mark.parametrize("name", ["fcn", "restore", "pix2pix", "n2v"])
+def test_checkpoints_predict_the_same(name):
+    image, options = np.load(OLD / "image.npy"), {"probabilities": True} if name == "fcn" else {}
+    got = Predictor(OLD / f"{name}.ckpt", device="cpu")(image, **options)
+    np.testing.assert_allclose(got, np.load(OLD / f"{name}.npy"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_yaml_names_objects_by_their_old_modules():
+    from mmv_im2im.config.load import check_targets
+
+    cfg = load_config(OLD / "config.yaml")
+    assert cfg.data.source_norm["_target_"].startswith("mmv_im2im.data_modules.transforms.")
+    check_targets(cfg)
