@@ -53,9 +53,12 @@ def test_two_processes_fill_one_cache_and_one_is_killed(data, tmp_path):
         time.sleep(0.3)
         dies.kill()
         dies.join()
+    kept = lambda: {i: s for i, item in enumerate(data.items) if (s := DiskCache(cache).open(cache_key(item, {}))) is not None}
+    begun = time.monotonic()
+    while not kept() and time.monotonic() - begun < 60: time.sleep(0.2)  # on a busy machine none has written yet
     assert stays.is_alive(), "the process that was not killed has failed"
     stays.kill()
-    found = {i: s for i, item in enumerate(data.items) if (s := DiskCache(cache).open(cache_key(item, {}))) is not None}
+    found = kept()
     assert found
     for i, kept in found.items():
         fresh = data.load(data.items[i])
