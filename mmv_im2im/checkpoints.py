@@ -97,7 +97,9 @@ def _why_unread(path: Path) -> str:
     "What is known of a file that is no checkpoint."
     if path.suffix.lower() not in (".ckpt", ".pt", ".pth"):
         return f"a checkpoint's name ends in .ckpt, this one's in '{path.suffix}'"
-    with open(path, "rb") as f: archive = f.read(4) == b"PK\x03\x04"
+    try:
+        with open(path, "rb") as f: archive = f.read(4) == b"PK\x03\x04"
+    except OSError as e: return f"it cannot be opened ({e.strerror or e})"
     if not archive: return "it is another kind of file, or holds a whole Python object"
     if not zipfile.is_zipfile(path): return "its end is missing, it was cut off"
     try: broken = zipfile.ZipFile(path).testzip()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'METRIC_MODES', 'pearson', 'psnr', 'nrmse', 'affine_fit', 'psnr_affine', 'ssim', 'dice', 'iou',
-           'class_dice', 'hausdorff95', 'metric_mode', 'check_metrics', 'image_metrics']
+           'class_dice', 'hausdorff95', 'metric_mode', 'is_known', 'check_metrics', 'image_metrics']
 
 # %% ../nbs/01_metrics.ipynb #91e9b8e3
 import math
@@ -426,7 +426,17 @@ def metric_mode(
     name: str,  # As it is logged: 'pearson', 'val/pearson', 'val/dice_c2'
 ) -> str:  # 'max' or 'min'; 'min', as for a loss, where the name is unknown
     "Whether the largest or the smallest value of a metric is the best."
-    return METRIC_MODES.get(re.sub(r'_c\d+$', '', name.rpartition('/')[2]), 'min')
+    return METRIC_MODES.get(_bare(name), 'min')
+
+
+def _bare(name: str) -> str: return re.sub(r'_c\d+$', '', name.rpartition('/')[2])
+
+
+def is_known(
+    name: str,  # As it is logged: 'val/pearson', 'val/dice_c2', 'val/loss'
+) -> bool:
+    "Whether it is known which values of a logged number are better: of our metrics and of losses."
+    return _bare(name) in METRIC_MODES or _bare(name).endswith('loss')
 
 # %% ../nbs/01_metrics.ipynb #14601312
 def check_metrics(

@@ -523,6 +523,11 @@ def test_a_data_module_of_nonsense(name, pairs):
     assert word in str(e.value), e.value
 
 
+@pytest.mark.parametrize("layout", [2, "2", "folders"])
+def test_a_layout_by_its_number(layout, pairs):
+    Im2ImDataModule(pairs, (32, 32), target_kind="label", layout=layout).setup()
+
+
 @pytest.mark.parametrize("given", [None, ["a.tif"], 3])
 def test_what_cannot_be_evaluated(given, segmenter):
     with pytest.raises(ConfigError, match="folder of pairs"): segmenter.evaluate(given)

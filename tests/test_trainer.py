@@ -403,3 +403,21 @@ def test_a_run_that_lost_its_config(tmp_path, pairs):
     (tmp_path / "run" / "config.yaml").unlink()
     with pytest.raises(Im2ImError) as e: train(cfg)
     assert "preset's name" not in str(e.value) and str(tmp_path / "run") in str(e.value)
+
+
+def test_a_callback_watches_a_figure_of_ones_own(tmp_path, pairs):
+    "What a framework of one's own logs is known to its author alone: its name and its direction."
+    from mmv_im2im.models.fcn import FCN
+
+    class Accurate(FCN):
+        def on_validation_epoch_end(self):
+            super().on_validation_epoch_end()
+            self.log("val/accuracy", 0.5)
+
+    _, model, data = prepare(configured(tmp_path / "run", pairs))
+    own = Accurate(model.net, task="segmentation")
+    stop = pl.callbacks.EarlyStopping("val/accuracy", mode="max", patience=1)
+    kept = pl.callbacks.ModelCheckpoint(tmp_path / "own", monitor="step", mode="max")
+    trainer = Im2ImTrainer(max_epochs=5, accelerator="cpu", enable_progress_bar=False, callbacks=[stop, kept])
+    trainer.fit(own, data)
+    assert trainer.current_epoch == 2  # the second figure is no better than the first

@@ -124,9 +124,10 @@ _COUNTS = ("batch_size", "pad_multiple", "portion_epochs", "patches_per_image")
 def _check_given(given: dict):
     "`ConfigError` for words, numbers and types that the data module does not know."
     for name, words in _WORDS.items():
-        if given[name] in words: continue
+        if given[name] in words or name == "layout" and str(given[name]) in words: continue
+        shown = [str(w) for w in words if w and not w.isdigit()]
         raise ConfigError(
-            f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), words[-4:])}"
+            f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), shown)}"
         )
     for name in _COUNTS:
         n = given[name]

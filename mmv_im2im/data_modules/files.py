@@ -123,7 +123,7 @@ _ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
 _OTHERS = (  # endings of images that folders are not searched for
     ".bmp", ".gif", ".webp", ".jp2", ".jxl", ".lsm", ".stk", ".btf", ".tf8", ".svs", ".ndpi",
     ".scn", ".oib", ".oif", ".ims", ".vsi", ".lei", ".dv", ".r3d", ".mrc", ".nii", ".nii.gz",
-    ".dcm", ".h5", ".hdf5", ".sld", ".obf", ".raw", ".npz", ".zip", ".n5", ".klb",
+    ".dcm", ".h5", ".hdf5", ".sld", ".obf", ".n5", ".klb",
 )
 
 

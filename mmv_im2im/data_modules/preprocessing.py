@@ -400,12 +400,14 @@ def _two_levels(counts: np.ndarray) -> Optional[int]:
 
 def _sharp(x: np.ndarray, path: str | Path) -> np.ndarray:
     "A mask without the fringes of JPEG; `DataError` where it cannot be told what was drawn."
-    if x.dtype not in (np.uint8, np.uint16) or len(np.unique(x)) < 3: return x
+    if x.dtype not in (np.uint8, np.uint16): return x
+    counts = np.bincount(x.ravel(), minlength=256)
+    if np.count_nonzero(counts) < 3: return x
     codec = _codec(path)
     # the others have modes that keep every value
     if codec is None or codec != "JPEG" and not _frayed(x): return x
     narrow = x.dtype == np.uint8
-    level = _two_levels(np.bincount(x.ravel(), minlength=256)) if narrow else None
+    level = _two_levels(counts) if narrow else None
     if level is None:
         raise DataError(
             f"'{path}' holds labels as {codec}, which changes values and blurs edges, and has more"

@@ -584,7 +584,10 @@ def _ome_metadata(xml: str, place: tuple[str, tuple[int, int], int]):
              and (image.get("Name") or "") == name
              and (p.get("SizeY"), p.get("SizeX")) == (str(y), str(x))
              and p.find("{*}TiffData") is not None]
-    if before >= len(found): return [], (None, None, None)
+    alone = [p for image in images if (p := image.find("{*}Pixels")) is not None]
+    if before >= len(found):  # a header whose only image is meant, whatever it is called
+        if len(alone) != 1: return [], (None, None, None)
+        found, before = alone, 0
     pixels = found[before]
     names = [c.get("Name") for c in pixels.findall("{*}Channel")]
     size = lambda a: _microns(pixels.get(f"PhysicalSize{a}"),

@@ -30,7 +30,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ..checkpoints import AtomicCheckpointIO, MetricsCSV, load_checkpoint, not_written
 from ..core import ConfigError, did_you_mean
 from ..data_modules.data_module import Im2ImDataModule
-from ..metrics import metric_mode
+from ..metrics import is_known, metric_mode
 from ..models.base import Im2ImModule
 from mmv_im2im.trainers.callbacks import (
     Annealing, Averaging, ChannelsLast, Compiled, FiniteLoss, Patience, Pictures, RunProgress,
@@ -258,8 +258,9 @@ def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
         raise ConfigError(
             f"{name} watches '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
         )
+    known = monitor.startswith("val/") and is_known(monitor)
     best = metric_mode(monitor)
-    if monitor.startswith("val/") and mode != best:
+    if known and mode != best:
         raise ConfigError(
             f"{name} takes the {'smallest' if mode == 'min' else 'largest'} '{monitor}' for the"
             f" best, but it is better the {'larger' if best == 'max' else 'smaller'} it is; set"

@@ -149,7 +149,9 @@ def _check_monitor(
         figures |= model.image_figures(target, batch["GT"][0])
     monitor = cfg.trainer.monitor or model.monitor
     names = ["train/loss", *(f"val/{k}" for k in [*losses, *figures])]
-    for i, c in enumerate(callbacks): _check_watcher(c, f"`trainer.callbacks[{i}]`", names)
+    # a framework or a callback of one's own may log more
+    logged = [*names, "step", "epoch"] if type(model).__module__.startswith("mmv_im2im.") else ()
+    for i, c in enumerate(callbacks): _check_watcher(c, f"`trainer.callbacks[{i}]`", logged)
     if monitor not in names:
         raise ConfigError(
             f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
