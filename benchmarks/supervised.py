@@ -260,8 +260,8 @@ def draw(name: str, model: Predictor, folder: Path, pictures: Optional[str]) -> 
     source, pred, target = read_image(f)[0], model(f), read_image(folder / "test" / "GT" / f.name)[0]
     source, target = (x[:1, len(x[0]) // 2] for x in (source, target))
     pred = pred[len(pred) // 2] if model.dims == 3 else pred[0] if pred.ndim == 3 else pred
-    segments = model.module.task == "segmentation"
-    save_figure(show_result(source[0], pred, target[0] > 0 if segments else target[0], task=model.module.task, title=name),
+    labels = model.module.task.labels
+    save_figure(show_result(source[0], pred, target[0] > 0 if labels else target[0], labels=labels, title=name),
                 Path(pictures) / f"{name}.png")
 
 
@@ -285,7 +285,7 @@ def run_task(name: str, task: Task, seeds: int, pictures: Optional[str]) -> None
             beside = ", ".join(f"{k} {v:.4g}" for k, v in others.items())
             print(f"figure {figure}: {np.mean(scores[c]):.4f} (seeds {' '.join(f'{s:.4f}' for s in scores[c])}; {beside};"
                   f" to reach {'more than these' if bar is None else bar}; {np.mean(minutes):.1f} minutes of processor time)", flush=True)
-            if model.module.task == "regression":
+            if not model.module.task.labels:
                 got, true = (np.mean([x.mean() for x in images]) for images in ([p[c] for p in preds] if several else preds, targets))
                 print(f"figure {figure.rpartition('_')[0]}_mean_error: {abs(got / true - 1):.4f} (mean {got:.1f} {preds[0].dtype}"
                       f" against {true:.1f} {targets[0].dtype})", flush=True)

@@ -34,6 +34,8 @@ from mmv_im2im.data_modules.data_module import *
 from mmv_im2im.data_modules.describe import *
 from mmv_im2im.data_modules.noise import *
 from mmv_im2im.models.base import *
+from mmv_im2im.models.tasks import *
+from mmv_im2im.models.validation import *
 from mmv_im2im.models.tiled import *
 from mmv_im2im.models.building import *
 from mmv_im2im.models.nets import *
@@ -45,6 +47,7 @@ from mmv_im2im.models.pix2pix import *
 from mmv_im2im.models.cyclegan import *
 from mmv_im2im.models.denoising_nets import *
 from mmv_im2im.models.risk import *
+from mmv_im2im.models.masking import *
 from mmv_im2im.models.self_supervised import *
 from mmv_im2im.trainers.callbacks import *
 from mmv_im2im.trainers.tuning import *

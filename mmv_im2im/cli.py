@@ -192,6 +192,7 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
         tta=p.tta,
         direction=p.direction,
         dropout=p.dropout,
+        samples=p.samples,
         postprocess=p.postprocess,
         dtype=p.dtype,
         device=p.device,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Im2ImError', 'DataError', 'ConfigError', 'nearest', 'did_you_mean', 'tell', 'derive_seed', 'write_atomic',
-           'expand_path', 'class_names', 'moved', 'find_class', 'check_arguments', 'build', 'check_spec']
+           'expand_path', 'class_names', 'target_name', 'moved', 'find_class', 'check_arguments', 'build', 'check_spec']
 
 # %% ../nbs/00_core.ipynb #0ba55b25
 import hashlib
@@ -158,8 +158,9 @@ _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "normalization": ("mmv_im2im.data_modules.normalization.Normalization", "normalization",
                       ("mmv_im2im.data_modules.*",)),
     "framework": ("mmv_im2im.models.base.Im2ImModule", "framework", ("mmv_im2im.models.*",)),
-    "masking": ("mmv_im2im.models.self_supervised.Masking", "masking strategy",
-                ("mmv_im2im.models.self_supervised",)),
+    "task": ("mmv_im2im.models.base.Task", "task", ("mmv_im2im.models.*",)),
+    "masking": ("mmv_im2im.models.masking.Masking", "masking strategy",
+                ("mmv_im2im.models.masking",)),
     "postprocess": ("mmv_im2im.postprocess.Postprocess", "post-processing step",
                     ("mmv_im2im.postprocess",)),
 }
@@ -194,6 +195,14 @@ def class_names(
     base = _load(base)
     return sorted({n for m in _modules(namespaces) for n, o in vars(m).items()
                    if _is_kind(o, base) and o is not base and not n.startswith("_")})
+
+
+def target_name(
+    cls: type,  # Any class
+) -> str:
+    "The `_target_` that names a class: its bare name for one of ours, else the dotted one."
+    ours = cls.__module__.startswith("mmv_im2im.")
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
 # %% ../nbs/00_core.ipynb #a7c1e002
 def moved(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'METRIC_MODES', 'pearson', 'psnr', 'nrmse', 'affine_fit', 'psnr_affine', 'ssim', 'dice', 'iou',
-           'class_dice', 'hausdorff95', 'metric_mode', 'is_known', 'check_metrics', 'image_metrics']
+           'class_dice', 'hausdorff95', 'metric_mode', 'is_known', 'check_metrics', 'regression_metrics',
+           'segmentation_metrics']
 
 # %% ../nbs/01_metrics.ipynb #91e9b8e3
 import math
@@ -440,22 +441,20 @@ def is_known(
 
 # %% ../nbs/01_metrics.ipynb #14601312
 def check_metrics(
-    task: str,  # 'regression' or 'segmentation'
-    names: Optional[Sequence[str]] = None,  # Of `METRICS[task]`; None: all but 'hausdorff95'
+    known: str,  # Of what: 'regression' or 'segmentation', a key of `METRICS`
+    names: Optional[Sequence[str]] = None,  # Of `METRICS[known]`; None: all but 'hausdorff95'
     key: str = 'metrics',  # The key in the config, for the error's text
 ) -> tuple[str, ...]:  # The names to measure, in their order
-    "The metrics that a task is measured by; `ConfigError` where it does not know one."
-    if task not in METRICS:
-        raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, METRICS)}")
-    if names is None: return tuple(k for k in METRICS[task] if k not in _BY_OPTION)
+    "Names of metrics; `ConfigError` where one is unknown."
+    if names is None: return tuple(k for k in METRICS[known] if k not in _BY_OPTION)
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ConfigError(f"`{key}` must name at least one metric, got none; leave it out for "
-                          f"those of the task")
+                          f"those of {known}")
     for k in names:
-        if k not in METRICS[task]:
-            raise ConfigError(f"`{key}`: there is no metric {k!r} for the task '{task}'; "
-                              f"{did_you_mean(k, METRICS[task])}")
+        if k not in METRICS[known]:
+            raise ConfigError(f"`{key}`: there is no metric {k!r} of {known}; "
+                              f"{did_you_mean(k, METRICS[known])}")
     return names
 
 # %% ../nbs/01_metrics.ipynb #2adc0725
@@ -471,21 +470,53 @@ def _measure(p: torch.Tensor, t: torch.Tensor, w: Optional[torch.Tensor], names:
           'ssim': lambda: _ssim(p, t, w, R, p.ndim) if min(p.shape) > 2 * _RADIUS else math.nan}
     return {k: of[k]() for k in names}
 
+# %% ../nbs/01_metrics.ipynb #a9ceb452
+def _images(
+    pred: Any, target: Any, weight: Any, spatial_dims: int
+) -> tuple[torch.Tensor, torch.Tensor, Optional[torch.Tensor]]:
+    "Prediction, target and weight of one image, `(C, [Z,] Y, X)`."
+    p, t = _tensor(pred), _tensor(target)
+    p, t = (x[None] if x.ndim == spatial_dims else x for x in (p, t))
+    if p.ndim != spatial_dims + 1:
+        raise DataError(f"with `spatial_dims={spatial_dims}` an image must be (C, "
+                        f"{'Z, ' * (spatial_dims == 3)}Y, X), got shape {tuple(p.shape)}; measure "
+                        f"one image at a time, and set `spatial_dims` to 2 or 3 as it is")
+    return _pair(p, t, weight)
 
-def _regression(p: torch.Tensor, t: torch.Tensor, w: Optional[torch.Tensor],
-                names: Sequence[str], data_range: Optional[float]) -> dict[str, float]:
-    "Means over channels, and each channel where there are several."
+# %% ../nbs/01_metrics.ipynb #8c564851
+def regression_metrics(
+    pred: Any,  # Predicted image, `(C, [Z,] Y, X)`, or without C
+    target: Any,  # True image, same shape
+    data_range: Optional[float] = None,  # None: each channel's own target range
+    spatial_dims: int = 2,  # 2 or 3, the axes behind the channels
+    weight: Any = None,  # Weight per pixel, 0 = ignore; one channel, or as many as the image
+    names: Optional[Sequence[str]] = None,  # Of `METRICS['regression']`, in this order; None: all
+) -> dict[str, float]:  # Name of the metric -> value, and of each channel where there are several
+    "Metrics of intensities; SSIM is NaN where the image is smaller than its window."
+    names = check_metrics('regression', names, 'names')
+    if data_range is not None: data_range = _check_range(data_range)
+    p, t, w = _images(pred, target, weight, spatial_dims)
     found = [_measure(p[c], t[c], None if w is None else w[c], names, data_range)
              for c in range(len(p))]
     if len(found) == 1: return found[0]
     means = {k: _mean([f[k] for f in found]) for k in names}
     return means | {f'{k}_c{c}': f[k] for k in names for c, f in enumerate(found)}
 
-# %% ../nbs/01_metrics.ipynb #a9ceb452
-def _segmentation(p: torch.Tensor, t: torch.Tensor, w: Optional[torch.Tensor],
-                  names: Sequence[str], num_classes: int, multilabel: bool,
-                  spacing: Optional[Sequence[float]]) -> dict[str, float]:
-    "Means over classes, and the Dice coefficient of each class where there are several."
+# %% ../nbs/01_metrics.ipynb #34d6b352
+def segmentation_metrics(
+    pred: Any,  # Predicted labels, `(C, [Z,] Y, X)`, or without C
+    target: Any,  # True labels, same shape
+    num_classes: int = 1,  # Above 2: mean over classes 1...K-1; else label > 0 is foreground
+    multilabel: bool = False,  # Each channel is a mask of its own
+    spatial_dims: int = 2,  # 2 or 3, the axes behind the channels
+    weight: Any = None,  # Weight per pixel, 0 = ignore; one channel, or as many as the image
+    # Of `METRICS['segmentation']`, in this order; None: all but 'hausdorff95'
+    names: Optional[Sequence[str]] = None,
+    spacing: Optional[Sequence[float]] = None,  # Pixel size along each axis, for 'hausdorff95'
+) -> dict[str, float]:  # Name of the metric -> value; NaN where it cannot be measured
+    "Metrics of labels: means over classes, and the Dice coefficient of each of several classes."
+    names = check_metrics('segmentation', names, 'names')
+    p, t, w = _images(pred, target, weight, spatial_dims)
     n = _overlap(p, t, w, num_classes, multilabel)
     out = {k: _mean_score(n, k) for k in names if k not in _BY_OPTION}
     if 'hausdorff95' in names:
@@ -497,29 +528,3 @@ def _segmentation(p: torch.Tensor, t: torch.Tensor, w: Optional[torch.Tensor],
     out = {k: out[k] for k in names}
     if 'dice' not in names or len(n.both) == 1: return out
     return out | {f'dice_c{k}': v for k, v in _class_dice(n).items()}
-
-# %% ../nbs/01_metrics.ipynb #8c564851
-def image_metrics(
-    pred: Any,  # Predicted image or labels, `(C, [Z,] Y, X)`, or without C
-    target: Any,  # True image or labels, same shape
-    task: str,  # 'regression' or 'segmentation'
-    data_range: Optional[float] = None,  # For 'regression'; None: each channel's own target range
-    spatial_dims: int = 2,  # 2 or 3, the axes behind the channels
-    weight: Any = None,  # Weight per pixel, 0 = ignore; one channel, or as many as the image
-    num_classes: int = 1,  # Above 2: mean over classes 1...K-1; else label > 0 is foreground
-    multilabel: bool = False,  # For 'segmentation': each channel is a mask of its own
-    names: Optional[Sequence[str]] = None,  # Of `METRICS[task]`, in this order; None: the default
-    spacing: Optional[Sequence[float]] = None,  # Pixel size along each axis, for 'hausdorff95'
-) -> dict[str, float]:  # Name of the metric -> value; NaN where it cannot be measured
-    "The metrics that suit the task; SSIM is NaN where the image is smaller than its window."
-    names = check_metrics(task, names, 'names')
-    if task == 'regression' and data_range is not None: data_range = _check_range(data_range)
-    p, t = _tensor(pred), _tensor(target)
-    p, t = (x[None] if x.ndim == spatial_dims else x for x in (p, t))
-    if p.ndim != spatial_dims + 1:
-        raise DataError(f"with `spatial_dims={spatial_dims}` an image must be (C, "
-                        f"{'Z, ' * (spatial_dims == 3)}Y, X), got shape {tuple(p.shape)}; measure "
-                        f"one image at a time, and set `spatial_dims` to 2 or 3 as it is")
-    p, t, w = _pair(p, t, weight)
-    if task == 'regression': return _regression(p, t, w, names, data_range)
-    return _segmentation(p, t, w, names, num_classes, multilabel, spacing)

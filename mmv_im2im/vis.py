@@ -18,7 +18,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .core import ConfigError, DataError, did_you_mean, write_atomic
+from .core import DataError, write_atomic
 
 # %% ../nbs/03_vis.ipynb #d610c0a1
 class _Figure(Figure):
@@ -205,28 +205,24 @@ def show_result(
     source: Any,  # Source image, 2 to 5 axes
     pred: Any,  # Prediction: image or labels
     target: Any,  # Target, same shape as the prediction
-    task: str = 'regression',  # 'regression': images; 'segmentation': masks or labels
+    labels: bool = False,  # Whether prediction and target are masks or labels, not intensities
     title: Optional[str] = None,  # Above all panels, for example the metrics
     num_classes: Optional[int] = None,  # Above 2: labels are classes, and a wrong one is an error
     size: float = 2.6,  # Width of a panel in inches
     axes: Optional[str] = None,  # For example 'ZYX'; None guesses
 ) -> Figure:  # Shown by a notebook; for a file, see `save_figure`
     "Source, prediction, target and difference; prediction and target share one intensity range."
-    if task not in ('regression', 'segmentation'):
-        raise ConfigError(f"unknown task {task!r}; "
-                          f"{did_you_mean(task, ('regression', 'segmentation'))}")
     (s, s_note), (p, note), (t, _) = (_plane(x, axes) for x in (source, pred, target))
     if p.shape != t.shape:
         raise DataError(f"prediction and target must have the same shape, got {_array(pred).shape} "
                         f"and {_array(target).shape}")
-    seg = task == 'segmentation'
-    lo, hi = (None, None) if seg else _range(p, t)
-    fig = _figure(4 * size + (0 if seg else 0.6), size * min(p.shape[0] / p.shape[1], 3) + 0.7)
+    lo, hi = (None, None) if labels else _range(p, t)
+    fig = _figure(4 * size + (0 if labels else 0.6), size * min(p.shape[0] / p.shape[1], 3) + 0.7)
     ax = fig.subplots(1, 4)
     _panel(ax[0], s, ', '.join(filter(None, ('source', s_note))), labels=False)
-    _panel(ax[1], p, ', '.join(filter(None, ('prediction', note))), vmin=lo, vmax=hi, labels=seg)
-    _panel(ax[2], t, ', '.join(filter(None, ('target', note))), vmin=lo, vmax=hi, labels=seg)
-    if seg: _overlay(ax[3], p, t, num_classes)
+    _panel(ax[1], p, ', '.join(filter(None, ('prediction', note))), vmin=lo, vmax=hi, labels=labels)
+    _panel(ax[2], t, ', '.join(filter(None, ('target', note))), vmin=lo, vmax=hi, labels=labels)
+    if labels: _overlay(ax[3], p, t, num_classes)
     else: _difference(ax[3], p, t)
     if title: fig.suptitle(title, fontsize=11)
     return fig

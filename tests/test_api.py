@@ -564,7 +564,7 @@ def test_frameworks_of_ones_own(tmp_path, restored, image):
         else:
             with pytest.raises(ConfigError, match="Mine"): Predictor(tmp_path / "m.ckpt", net=conv(), device="cpu", trust=__name__)
             again = Predictor(tmp_path / "m.ckpt", net=Mine(conv(), nn.L1Loss(), 2.0), device="cpu")
-        want = model.finish(model.predict_raw(torch.from_numpy(image.astype(np.float32))[None, None]))[0, 0]
+        want = model.to_image(model.predict_raw(torch.from_numpy(image.astype(np.float32))[None, None]))[0, 0]
         np.testing.assert_allclose(again(image), want.numpy())
 
 

@@ -26,11 +26,11 @@ class Scripted(FCN):
     script: dict = {}  # By (optimisation steps, whether a whole image is seen)
     monitor, monitor_mode = "val/score", "max"
 
-    def compare(self, raw, batch):
+    def validation_losses(self, raw, batch):
         "The figure of this step."
         whole = raw.shape[-1] == 64
         steps = int(self.state_dict()["steps"])
-        return super().compare(raw, batch) | {"score": torch.tensor(self.script.get((steps, whole), 0.0))}
+        return super().validation_losses(raw, batch) | {"score": torch.tensor(self.script.get((steps, whole), 0.0))}
 
     def on_train_batch_end(self, *_): self.steps += 1
 
@@ -192,7 +192,7 @@ def test_a_run_says_which_checkpoint_it_takes(tmp_path, pairs):
     for name in ("last", "best"):
         (run.folder / "run.json").write_text(json.dumps(result | {"checkpoint": name}))
         assert find_checkpoint(run.folder) == run.best == run.folder / "checkpoints" / f"{name}.ckpt"
-    assert Predictor(run.folder, device="cpu").module.task == "segmentation"
+    assert Predictor(run.folder, device="cpu").module.task.labels
     for damaged in ("", "{", "[1]", "null"):
         (run.folder / "run.json").write_text(damaged)
         assert find_checkpoint(run.folder).name == "best.ckpt"

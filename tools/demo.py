@@ -29,7 +29,7 @@ pred = Predictor(run.best)(source)
 otsu = source > threshold_otsu(source)
 
 ours, baseline = dice(pred, target), dice(otsu.astype(np.uint8), target)
-fig = show_result(source, pred, target > 0, task="segmentation",
+fig = show_result(source, pred, target > 0, labels=True,
                   title=f"nuclei never seen in training: Dice {ours:.3f} (Otsu's threshold {baseline:.3f})")
 save_figure(fig, "demo.png")
 

@@ -269,12 +269,13 @@ class PredictConfig(_Strict, section="predict"):
     tta: Optional[bool] = None
     # Frameworks that translate both ways: from source to target (A2B), or back (B2A)
     direction: str = option("A2B", choices=("A2B", "B2A"))
-    # Adversarial frameworks: whether the generator's dropout is at work, as noise; null = as the
-    # model's `dropout_noise`
+    # Whether the network's dropout is at work, as noise; null = as the model's `dropout_noise`
     dropout: Optional[bool] = None
+    # Predictions to average of a model that samples: by dropout, or by hiding pixels (Self2Self);
+    # null = as the model says
+    samples: Optional[int] = option(None, low=1)
     probabilities: bool = False  # Write probabilities instead of a mask or class numbers
-    # Write the spread of the predictions that are averaged, too (Self2Self); it shows where to
-    # trust the result
+    # Write the spread of the predictions that are averaged, too; it shows where to trust the result
     uncertainty: bool = False
     # Evaluate Gaussian filters, median and non-local means on the same images, too; null = beside
     # models that learn from noisy images alone

@@ -15,7 +15,7 @@ from scipy.ndimage import correlate1d, gaussian_filter, median_filter
 from skimage.restoration import denoise_nl_means
 
 # %% ../../nbs/inference/00_comparison.ipynb #6f86b0b0
-from ..metrics import affine_fit, image_metrics
+from ..metrics import affine_fit, regression_metrics
 from ..models.self_supervised import fill_in, neighbours
 
 # %% ../../nbs/inference/00_comparison.ipynb #47812ce1
@@ -94,6 +94,6 @@ def _figures(denoise: Callable, noisy: np.ndarray, clean: Any) -> dict[str, floa
         fits = map(affine_fit, pred, clean)
         fitted = np.stack([np.float32(a * p + b) for p, (a, b) in zip(pred, fits)])
         names = ("psnr_affine", "ssim")
-        out = image_metrics(fitted, clean, "regression", spatial_dims=clean.ndim - 1, names=names)
+        out = regression_metrics(fitted, clean, spatial_dims=clean.ndim - 1, names=names)
     out["holdout"] = holdout_error(denoise, noisy)
     return out | {"residual": residual_correlation(noisy, pred)}

@@ -24,10 +24,9 @@ from ..data_modules.images import write_image
 from ..data_modules.layouts import find_samples, find_sources
 from .comparison import compare_denoisers
 from .predictor import Predictor
-from ..metrics import METRICS, check_metrics
-from ..models.base import hide_ignored, metric_names, split_metrics
+from ..models.validation import hide_ignored
 from ..postprocess import postprocess
-from ..set_metrics import DISTANCES, set_metrics
+from ..set_metrics import DISTANCES as SET_METRICS, set_metrics
 
 # %% ../../nbs/inference/02_folders.ipynb #a25c319f
 @dataclass
@@ -170,7 +169,7 @@ def evaluate(self: Predictor,
             f" {type(path).__name__}."
         )
     if compare is None: compare = getattr(self.module, "denoises", False)
-    if compare and self.module.task != "regression":
+    if compare and self.module.task.labels:
         raise ConfigError(
             "`predict.compare` puts denoising filters beside a model of intensities, but this one"
             " segments; leave it out."
@@ -186,13 +185,15 @@ def evaluate(self: Predictor,
 def _metrics(self: Predictor, names: Optional[Sequence[str]], pairing: str) -> Optional[list[str]]:
     "The metrics asked for; a model of two collections is compared by pairs, too, if there are any."
     task, usual = self.module.task, self.module.metrics
-    chosen = metric_names(task, names, "predict.metrics") or usual
-    if names is None and pairing == "paired" and not split_metrics(task, usual)[0]:
-        chosen = [*check_metrics(task), *usual]
-    if pairing == "unpaired" and not split_metrics(task, chosen)[1]:
+    chosen = task.metric_names(names, "predict.metrics") or usual
+    of_images, of_sets = task.split_metrics(usual)
+    if names is None and pairing == "paired" and not of_images:
+        chosen = [*task.split_metrics()[0], *of_sets]
+    of_images, of_sets = task.split_metrics(chosen)
+    if pairing == "unpaired" and not of_sets:
         raise ConfigError(
-            f"`data.pairing` is unpaired, but {', '.join(chosen or METRICS[task])} compare an image"
-            f" with its own target; set `predict.metrics` to some of {list(DISTANCES)}."
+            f"`data.pairing` is unpaired, but {', '.join(of_images)} compare an image with its own"
+            f" target; set `predict.metrics` to some of {list(SET_METRICS)}."
         )
     return chosen
 
@@ -207,7 +208,7 @@ def _evaluate(
 ) -> tuple[list[dict], Outcome]:
     "Rows and outcome for samples that were found."
     rows, result, sets = [], Outcome(), ([], [], [])
-    distances = split_metrics(self.module.task, metrics)[1]
+    of_sets = self.module.task.split_metrics(metrics)[1]
     named = list(zip(samples, _row_names(samples)))
     for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
         file = s.get("IM", s.get("GT"))
@@ -216,20 +217,20 @@ def _evaluate(
             x = self.recipe.load(s)
             pred, target, seen = self._compared(x)
             for kept, image in zip(sets, (pred, seen, x.get("IM"))):
-                room = distances and len(kept) < _COMPARED
+                room = of_sets and len(kept) < _COMPARED
                 if room and image is not None: kept.append(image)
             if pred is None: continue
-            figures = {}
-            if paired: figures = self.module.image_figures(pred, target, x.get("CM"), metrics)
-            if compare: figures |= self._beside_filters(x["IM"], seen, result)
-            rows.append({"image": name} | figures)
+            found = {}
+            if paired: found = self.module.measure(pred, target, x.get("CM"), metrics)
+            if compare: found |= self._beside_filters(x["IM"], seen, result)
+            rows.append({"image": name} | found)
             result.done.append(Path(file))
         except Exception as e:  # whatever it is: the others are done
             at = f" t={s['time']}" if "time" in s else ""
             result.failed[f"{file}{at}"] = _said(e, file)
     try:
-        if distances and sets[0] and sets[1]:
-            aside = {"spatial_dims": self.dims, "names": distances}
+        if of_sets and sets[0] and sets[1]:
+            aside = {"spatial_dims": self.dims, "names": of_sets}
             result.figures = set_metrics(*sets, **aside)
     except Exception as e:  # the figures of single images stand
         result.failed["all images together"] = _said(e, "all images together")
@@ -264,10 +265,10 @@ def _compared(self: Predictor, x: dict) -> tuple[Optional[torch.Tensor], ...]:
     if target is not None and self.recipe.labels: target = target.long()
     if "IM" in x:
         raw = self._finish(self._raw(x["IM"].numpy()), False)
-        if self.module.task == "segmentation": raw = postprocess(self.postprocess, raw)
+        if self.module.task.labels: raw = postprocess(self.postprocess, raw)
         pred = torch.from_numpy(raw.astype(np.float32))
     if target is None: return pred, None, None
-    return pred, target, self.module.as_target(hide_ignored(target, x.get("CM")))
+    return pred, target, self.module.task.to_target(hide_ignored(target, x.get("CM")))
 
 
 def _swapped(sample: dict) -> dict:

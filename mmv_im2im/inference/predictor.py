@@ -27,6 +27,7 @@ from ..data_modules.images import check_finite, image_info, read_image
 from ..data_modules.labels import resample
 from ..data_modules.preprocessing import Recipe
 from ..models.base import Im2ImModule
+from ..models.tiled import check_dropout
 from ..postprocess import AsType, Postprocess, as_postprocess, postprocess, to_dtype
 
 # %% ../../nbs/inference/01_predictor.ipynb #bcc32687
@@ -221,9 +222,13 @@ class Predictor:
         tta: Optional[bool] = None,
         # Of frameworks that translate both ways: 'A2B', from source to target, or 'B2A'
         direction: str = "A2B",
-        # Of adversarial frameworks: whether the generator's dropout is at work, as noise; None = as
-        # the model was trained with, `model.dropout_noise`
+        # Whether the network's dropout is at work, as noise; None = as the model was trained with,
+        # `model.dropout_noise`
         dropout: Optional[bool] = None,
+        # Predictions that are averaged, of a model that samples; None = as the run's config or the
+        # framework says
+        samples: Optional[int] = None,
+        seed: Optional[int] = None,  # Of what samples begin with; None = that of the run
         # Steps after the network, or their descriptions; None = those of the checkpoint
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
         # Number format of intensities, such as 'uint8' or 'float32'; None = that of the targets
@@ -239,11 +244,12 @@ class Predictor:
         kept = checkpoint.get("Im2ImDataModule") or {}
         self.known_channels, self.direction = kept.get("in_channels"), direction
         if direction != "A2B": self._turn(kept)
-        if dropout is not None: self._draw(dropout)
+        self.dropout, self.seed = self._checked_dropout(dropout), seed
         self.tile, self.overlap, self.blend = _tile_of(tile, self.dims), overlap, blend
         self.batch_size = int(batch_size)
         configured = (self.module.config or {}).get("predict", {})
         self.tta = bool(configured.get("tta") if tta is None else tta)
+        self.samples = self._checked_samples(configured.get("samples") if samples is None else samples)
         if dtype is not None: dtype = AsType(dtype).dtype
         self.dtype = dtype or (self.recipe.target_dtype if self.recipe else None)
         if postprocess is None and direction == "A2B": postprocess = configured.get("postprocess")
@@ -261,26 +267,47 @@ def dims(self: Predictor) -> int:
 @patch
 def _turn(self: Predictor, data: dict):
     "Predict sources from targets."
-    if not hasattr(self.module, "towards"):
+    if self.direction not in ("A2B", "B2A"):
+        raise ConfigError(f"`predict.direction` must be 'A2B' or 'B2A'; got {self.direction!r}.")
+    if not hasattr(self.module, "backward_module"):
         raise ConfigError(
             f"`predict.direction` is '{self.direction}', but {type(self.module).__name__} goes one"
             " way only; leave it out, or train CycleGAN, which goes both."
         )
-    self.module.towards(self.direction)
+    self.module = self.module.backward_module().eval()
     if self.recipe: self.recipe = self.recipe.reversed()
     self.known_channels = data.get("out_channels")
 
 
 @patch
-def _draw(self: Predictor, on: bool):
-    "Set whether dropout is at work."
-    if not hasattr(self.module, "draw"):
-        raise ConfigError(
-            f"`predict.dropout` is for generators of adversarial frameworks, such as Pix2Pix, but"
-            f" this model is {type(self.module).__name__}; leave it out."
-        )
-    self.module.draw(on)
+def _checked_dropout(self: Predictor, dropout: Optional[bool]) -> Optional[bool]:
+    "Whether dropout is at work; `ConfigError` where there is none."
+    if dropout: check_dropout(self.module.network)
+    return dropout
 
+
+@patch
+def _checked_samples(self: Predictor, samples: Any) -> Optional[int]:
+    "How many predictions are averaged; `ConfigError` for what is no number of them."
+    if samples is None: return None
+    whole = isinstance(samples, int) and not isinstance(samples, bool)
+    if not whole or samples < 1:
+        raise ConfigError(
+            f"`predict.samples` must be a whole number of at least 1; got {samples!r}."
+        )
+    if samples > 1 and not self.samples_differ:
+        raise ConfigError(
+            f"`predict.samples` is {samples}, but each prediction of this model is the same; leave it"
+            " out, set `predict.dropout: true` if its network has dropout, or train a model that"
+            " samples (preset self2self_2d)."
+        )
+    return samples
+
+
+@patch(as_prop=True)
+def samples_differ(self: Predictor) -> bool:
+    "Whether two predictions of an image differ."
+    return self.module.draws if self.dropout is None else self.dropout
 
 # %% ../../nbs/inference/01_predictor.ipynb #e39b5b18
 @patch
@@ -516,10 +543,11 @@ def _predict_times(
 ) -> Any:
     "Predict T, C, Z, Y, X, the channels followed by their spread; lazily if `x` is lazy."
     self._check_fits(x.shape, name)
-    if spread and not getattr(self.module, "averages", False):
+    if spread and ((self.samples or self.module.samples) < 2 or not self.samples_differ):
         raise ConfigError(
             "an uncertainty is the spread of many predictions, but this model makes one; train with"
-            " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d)."
+            " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d), or set"
+            " `predict.samples` for a model with noise, such as `predict.dropout: true`."
         )
     zoom = self.recipe.zoom(_voxels(pixel_size), name) if self.recipe else None
     one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
@@ -560,10 +588,7 @@ def _result_channels(
     size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
     tiny = np.zeros((self.in_channels, *size), np.float32)
     out = self._predict_one(tiny, "", probabilities, False, spread=spread)
-    many = self.module.task == "segmentation" and out.dtype.kind in "ui"
-    if many and (out.dtype.itemsize > 1 or self.module.num_classes > 256):
-        return out.shape[0], np.dtype(np.int32)  # a larger image may have more labels
-    return out.shape[0], out.dtype
+    return out.shape[0], self.module.task.result_dtype(out.dtype)
 
 # %% ../../nbs/inference/01_predictor.ipynb #8a17c10c
 def _voxels(size: Any) -> tuple[Optional[float], ...]:
@@ -586,8 +611,11 @@ def _raw(
 ) -> torch.Tensor:
     "Raw output for one image `(C, [Z,] Y, X)` that is normalised already."
     source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
-    how = self.tile, self.overlap, self.blend, self.batch_size, progress, self.tta
-    return self.module.predict_raw(source, *how, **({"spread": True} if spread else {}))
+    generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+    return self.module.predict_raw(
+        source, self.tile, self.overlap, self.blend, self.batch_size, progress, self.tta,
+        samples=self.samples, spread=spread, dropout=self.dropout, generator=generator,
+    )
 
 # %% ../../nbs/inference/01_predictor.ipynb #3e2fa0ca
 @patch
@@ -610,11 +638,11 @@ def _predict_one(
     if spread:
         raw, deviation = raw.chunk(2, dim=1)
         low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
-    pred = self._finish(raw, probabilities)
-    if self.module.task == "regression": pred = self._in_units(pred, x)
+    pred, labels = self._finish(raw, probabilities), self.module.task.labels
+    if not labels: pred = self._in_units(pred, x)
     if zoom: pred = resample(pred, shape=size, labels=pred.dtype.kind in "ui")
     if not probabilities: pred = postprocess(self.postprocess, pred)
-    if self.module.task == "regression" and self.dtype and pred.dtype == np.float32:
+    if not labels and self.dtype and pred.dtype == np.float32:
         pred = to_dtype(pred, self.dtype)
     if spread:
         deviation = (high - low) / 2
@@ -633,8 +661,8 @@ def _in_units(self: Predictor, pred: np.ndarray, source: np.ndarray) -> np.ndarr
 def _finish(self: Predictor, raw: torch.Tensor, probabilities: bool) -> np.ndarray:
     "Intensities, or what the post-processing begins with: masks, class numbers or probabilities."
     first = next(iter(self.postprocess), None)
-    begins = self.module.task == "segmentation" and getattr(first, "takes", "") == "probabilities"
-    pred = self.module.finish(raw, probabilities or begins)[0].cpu().numpy()
+    begins = getattr(first, "takes", "") == "probabilities"
+    pred = self.module.to_image(raw, probabilities or begins)[0].cpu().numpy()
     return _smallest(pred) if pred.dtype.kind in "iu" and pred.dtype.itemsize > 2 else pred
 
 

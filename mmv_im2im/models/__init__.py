@@ -1,2 +1,2 @@
 "Frameworks and their parts; what adds to `Im2ImModule` is imported with any of them."
-from . import base, tiled, building
+from . import base, validation, tiled, building

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PatchGAN', 'as_scales', 'scores_of', 'AdversarialLoss', 'gradient_penalty', 'feature_matching', 'ReplayBuffer',
-           'check_game', 'AdversarialModule', 'spread', 'check_dropout']
+           'check_game', 'AdversarialModule', 'spread']
 
 # %% ../../nbs/models/07_adversarial.ipynb #1cc7608b
 import logging
@@ -15,13 +15,12 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import ConfigError, derive_seed, did_you_mean
+from ..core import ConfigError, did_you_mean
 from .base import Im2ImModule
 from .manual import ManualModule
-from .tiled import Drawing, _evaluating
+from .tiled import _evaluating
 
 # %% ../../nbs/models/07_adversarial.ipynb #72197eb7
 class PatchGAN(nn.Module):
@@ -286,7 +285,6 @@ class AdversarialModule(ManualModule):
     optimizer_of: ClassVar[dict] = {"discriminator": "discriminator_optimizer"}
     # As published for pix2pix and CycleGAN: a game changes too fast for the usual long memory
     usual_optimizer: ClassVar[dict] = {"_target_": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
-    dropout_noise: bool = False  # Whether the dropout of generators is at work in prediction
 
     def __init__(self,
         adversarial: str,  # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
@@ -343,36 +341,6 @@ def spread(
     if len(fake) > 1: over.append(lambda x: x.std(0).mean())
     if min(f(real) for f in over) < 1e-3: return {}
     return {name: torch.stack([f(fake) / f(real) for f in over]).min()}
-
-# %% ../../nbs/models/07_adversarial.ipynb #cc6320cb
-@patch
-def generate(self: AdversarialModule,
-    net: nn.Module,  # A generator
-    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`, of a size that it takes
-) -> Any:  # What it gives
-    "Run a generator; its dropout works in training, and where `dropout_noise` asks for it."
-    if self.training or not self.dropout_noise: return net(x)
-    with Drawing(derive_seed(self.seed, "dropout"), dropout=True): return net(x)
-
-
-@patch
-def draw(self: AdversarialModule,
-    on: bool,  # Whether a prediction is a sample, by dropout, or the same for every seed
-):
-    "Choose whether dropout is at work in prediction; `ConfigError` where there is none."
-    if on: check_dropout(self.network)
-    self.dropout_noise = on
-
-
-def check_dropout(
-    net: nn.Module,  # A generator
-):
-    "`ConfigError` where there is no dropout that could be noise."
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in net.modules()): return
-    raise ConfigError(
-        "`model.dropout_noise` needs a generator with dropout, which this one has not; set the"
-        " network's own, such as `model.net.dropout: 0.5` of UNet, or leave `dropout_noise` out."
-    )
 
 # %% ../../nbs/models/07_adversarial.ipynb #3035dbce
 @patch

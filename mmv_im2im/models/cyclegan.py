@@ -8,19 +8,21 @@ __all__ = ['CycleGAN']
 # %% ../../nbs/models/09_cyclegan.ipynb #01f328b7
 import copy
 from contextlib import contextmanager
-from typing import Callable, ClassVar, Optional, Sequence
+from typing import Any, Callable, ClassVar, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import nn
 from torch.nn import functional as F
 
 from ..core import ConfigError
 from mmv_im2im.models.adversarial import (
-    AdversarialModule, ReplayBuffer, check_dropout, check_game, scores_of, spread,
+    AdversarialModule, ReplayBuffer, check_game, scores_of, spread,
 )
-from .base import metric_names
-from .building import check_target_kind
+from .base import Im2ImModule, Task, every_process
+from .tasks import as_task
+from .tiled import check_dropout
 from ..tiling import image_of, unpad
 
 # %% ../../nbs/models/09_cyclegan.ipynb #f77f2692
@@ -36,7 +38,8 @@ class CycleGAN(AdversarialModule):
         net_back: Optional[nn.Module] = None,
         discriminator: Optional[nn.Module] = None,  # Of domain B; None = for prediction only
         discriminator_back: Optional[nn.Module] = None,  # Of domain A
-        task: str = "regression",  # 'regression', or 'segmentation' where domain B is masks
+        # 'regression', or 'segmentation' where domain B is masks
+        task: str | dict | Task = "regression",
         soft: float = 1.0,  # Segmentation: blur of real masks, sigma in pixels; 0 = none
         # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
         adversarial: str = "least_squares",
@@ -70,64 +73,75 @@ class CycleGAN(AdversarialModule):
         )
         self.net, self.net_back = net, net_back or copy.deepcopy(net)
         self.discriminator, self.discriminator_back = discriminator, discriminator_back
-        self.domain_task, self.soft = task, soft
+        self.task, self.soft = _checked_task(task), soft
         self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
         self.identity_weight, self.replay_size = identity_weight, replay
         check_game({"replay": replay, "soft": soft})
         self.dropout_noise = dropout_noise
         if dropout_noise: check_dropout(net)
-        self.domain_metrics = metric_names(task, metrics or _USUAL[_check_task(task)])
+        self.metrics = self.task.metric_names(metrics or _usual(self.task))
         self.input_size = None if input_size is None else tuple(input_size)
         self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
-        self.towards("A2B")
 
 # %% ../../nbs/models/09_cyclegan.ipynb #bf9cadb4
-_USUAL = {
-    "regression": ("swd", "swd_plain", "spectrum", "histogram", "structure"),
-    "segmentation": ("swd_plain", "histogram"),
-}
-
-
-def _check_task(task: str) -> str:
-    "`ConfigError` for a task that does not exist."
-    if task not in _USUAL:
-        raise ConfigError(f"`model.task` must be 'regression' or 'segmentation'; got {task!r}.")
+def _checked_task(given: Any) -> Task:
+    "The task of domain B; `ConfigError` for one that it cannot be."
+    task = as_task(given)
+    if task.labels and task.output_channels(1) != 1:
+        raise ConfigError(
+            "`model.task` of CycleGAN is regression or a single mask, since its discriminator must"
+            f" tell images apart; got {task!r}. Leave `num_classes` out."
+        )
     return task
 
 
-@patch
-def towards(self: CycleGAN,
-    direction: str,  # 'A2B', from source to target, or 'B2A'
-):
-    "Choose the direction of `translate`; what it gives are masks only where B holds masks."
-    if direction not in ("A2B", "B2A"):
-        raise ConfigError(f"`predict.direction` must be 'A2B' or 'B2A'; got {direction!r}.")
-    self.direction = direction
-    self.task = self.domain_task if direction == "A2B" else "regression"
-    same = self.task == self.domain_task
-    self.metrics = self.domain_metrics if same else list(_USUAL["regression"])
-
-
-@patch(as_prop=True)
-def network(self: CycleGAN) -> nn.Module:
-    "The generator of the direction chosen."
-    return self.net if self.direction == "A2B" else self.net_back
+def _usual(task: Task) -> tuple[str, ...]:
+    "Set metrics that suit the images of a domain."
+    if task.labels: return "swd_plain", "histogram"
+    return "swd", "swd_plain", "spectrum", "histogram", "structure"
 
 
 @patch
 def translate(self: CycleGAN, source):
-    "Raw output of the generator of the direction chosen, at any size; masks go in as 0 and 1."
-    if self.direction == "B2A": source = self.as_domain(source)
-    return self._run(source)
+    "Raw output of the generator from source to target."
+    return self._run(self.net, source)
 
 
 @patch
-def _run(self: CycleGAN, x: torch.Tensor, direction: Optional[str] = None) -> torch.Tensor:
+def _run(self: CycleGAN, net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     "A generator's raw output, at any size."
-    net = self.net if (direction or self.direction) == "A2B" else self.net_back
     padded, crop = self.fit_size(x, net)
-    y = image_of(self.generate(net, padded))
+    y = image_of(net(padded))
     return y if padded is x else unpad(y, crop)
+
+# %% ../../nbs/models/09_cyclegan.ipynb #13ceec9c
+class _Backward(Im2ImModule):
+    "The way back of a `CycleGAN`, from domain B (target) to domain A (source)."
+    settings = ("metrics", "input_size", "dropout_noise")
+
+    def __init__(self,
+        both: CycleGAN,  # Whose networks are used
+    ):
+        super().__init__(seed=both.seed)
+        self.both = both
+        self.metrics = list(_usual(self.task)) if both.task.labels else both.metrics
+        self.input_size, self.dropout_noise = both.input_size, both.dropout_noise
+        self.patch, self.config = both.patch, both.config
+
+    @property
+    def network(self) -> nn.Module:
+        "The generator of this direction."
+        return self.both.net_back
+
+    def translate(self, source):
+        "Raw output of the generator from target to source."
+        return self.both._run(self.both.net_back, self.both.as_domain(source))
+
+
+@patch
+def backward_module(self: CycleGAN) -> _Backward:
+    "The framework that predicts sources from targets."
+    return _Backward(self)
 
 # %% ../../nbs/models/09_cyclegan.ipynb #2b9c9278
 @patch
@@ -135,47 +149,22 @@ def as_domain(self: CycleGAN,
     target: torch.Tensor,  # Targets as they come in a batch: intensities, or labels
 ) -> torch.Tensor:  # As networks know them, float
     "Images of domain B; labels above 0 become 1, others -1, blurred."
-    if self.domain_task == "regression": return target.float()
-    return 2 * _blur((target > 0).float(), self.soft) - 1
+    if not self.task.labels: return target.float()
+    mask = (target > 0).float()
+    return 2 * (_blurred(mask, self.soft) if self.soft else mask) - 1
 
 
 @patch
 def _soft(self: CycleGAN, raw: torch.Tensor) -> torch.Tensor:
     "Raw output of the generator towards B as an image of domain B."
-    return raw if self.domain_task == "regression" else torch.tanh(raw / 2)
+    return torch.tanh(raw / 2) if self.task.labels else raw
 
 
-def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+def _blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
     "Gaussian blur along all spatial axes, borders repeated."
-    if not sigma: return x
-    x = x.float()
-    reach = max(1, round(3 * sigma))
-    steps = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    weights = torch.exp(-0.5 * (steps / sigma) ** 2)
-    dims = x.ndim - 2
-    conv, sides = (F.conv2d, F.conv3d)[dims - 2], [reach, reach]
-    for axis in range(dims):
-        shape = [1] * (2 + dims)
-        shape[2 + axis] = 2 * reach + 1
-        pad = [0, 0] * (dims - 1 - axis) + sides + [0, 0] * axis
-        kernel = (weights / weights.sum()).view(shape).repeat(x.shape[1], *[1] * (dims + 1))
-        with torch.autocast(x.device.type, enabled=False):
-            x = conv(F.pad(x, pad, mode="replicate"), kernel, groups=x.shape[1])
-    return x
-
-
-@patch
-def finish(self: CycleGAN, raw, probabilities=False):
-    "Intensities as they are; logits as masks or probabilities."
-    if self.task == "regression": return raw
-    p = raw.sigmoid()
-    return p if probabilities else (p > 0.5).to(torch.uint8)
-
-
-@patch
-def as_target(self: CycleGAN, target):
-    "Labels as masks; intensities as they are."
-    return target.float() if self.task == "regression" else (target > 0).long()
+    kernel = gaussian_1d(torch.tensor(sigma), 3.0, "sampled", normalize=True).to(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return separable_filtering(x, [kernel] * (x.ndim - 2), mode="replicate")
 
 # %% ../../nbs/models/09_cyclegan.ipynb #5b92b7b1
 @patch
@@ -193,8 +182,8 @@ def play(self: CycleGAN, batch):
     a = batch["IM"]
     b = self.as_domain(batch["GT"]).to(a.dtype)
     with self.turn("generator"):
-        fake_b = self._soft(self._run(a, "A2B"))
-        fake_a = self._run(b, "B2A")
+        fake_b = self._soft(self._run(self.net, a))
+        fake_a = self._run(self.net_back, b)
         parts = self._generator_losses(a, b, fake_a, fake_b)
         self.learn("generator", parts["loss"])
     fakes = [self._replay[k].exchange(x.detach()) for k, x in (("there", fake_b), ("back", fake_a))]
@@ -222,11 +211,11 @@ def _generator_losses(
     }
     weight = self._identity_weight(a, b)
     with _untracked(self.net), _untracked(self.net_back):
-        parts["cycle_loss"] = _apart(self._run(fake_b, "B2A"), a)
-        parts["back_cycle_loss"] = _apart(self._soft(self._run(fake_a, "A2B")), b)
+        parts["cycle_loss"] = _apart(self._run(self.net_back, fake_b), a)
+        parts["back_cycle_loss"] = _apart(self._soft(self._run(self.net, fake_a)), b)
         if weight:
-            parts["identity_loss"] = _apart(self._soft(self._run(b, "A2B")), b)
-            parts["back_identity_loss"] = _apart(self._run(a, "B2A"), a)
+            parts["identity_loss"] = _apart(self._soft(self._run(self.net, b)), b)
+            parts["back_identity_loss"] = _apart(self._run(self.net_back, a), a)
     weights = {"adversarial_loss": self.adversarial_weight, "cycle_loss": self.cycle_weight,
                "identity_loss": weight}
     total = sum(weights[k.removeprefix("back_")] * v for k, v in parts.items())
@@ -254,12 +243,12 @@ def _untracked(net: nn.Module):
 def _identity_weight(self: CycleGAN, a: torch.Tensor, b: torch.Tensor) -> float:
     "Weight of the identity losses; 0 where the domains are too different."
     if self.identity_weight is not None: return self.identity_weight
-    alike = a.shape[1] == b.shape[1] and self.domain_task == "regression"
+    alike = a.shape[1] == b.shape[1] and not self.task.labels
     return self.cycle_weight / 2 if alike else 0.0
 
 
 @patch
-def rehearse(self: CycleGAN, batch):
+def sanity_check(self: CycleGAN, batch):
     "`ConfigError` where the identity losses or a discriminator cannot take the images."
     if "CM" in batch:
         raise ConfigError(
@@ -281,13 +270,8 @@ def rehearse(self: CycleGAN, batch):
 def on_save_checkpoint(self: CycleGAN, checkpoint):
     "Add the replay buffers of all processes to what every framework keeps."
     super(CycleGAN, self).on_save_checkpoint(checkpoint)
-    checkpoint["im2im"]["settings"] |= {"task": self.domain_task, "metrics": self.domain_metrics}
-    kept = [{k: [x.cpu() for x in buffer.images] for k, buffer in self._replay.items()}]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        everyone = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, kept[0])
-        kept = everyone
-    checkpoint["im2im"]["replay"] = kept
+    kept = {k: [x.cpu() for x in buffer.images] for k, buffer in self._replay.items()}
+    checkpoint["im2im"]["replay"] = every_process(kept)
 
 
 @patch
@@ -333,12 +317,12 @@ def part_channels(cls: CycleGAN, name, in_channels, out_channels):
 def check(cls: CycleGAN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where networks, task, metrics and kind of target do not go together."
     super(CycleGAN, cls).check(spec, spatial_dims, target_kind, pairing)
-    task = _check_task(spec.get("task", "regression"))
-    metric_names(task, spec.get("metrics"), "model.metrics")
+    task = _checked_task(spec.get("task", "regression"))
+    task.metric_names(spec.get("metrics"), "model.metrics")
     check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(
             "`model.net` is missing: CycleGAN needs a generator; add `net: {_target_:"
             " ResNetGenerator}`."
         )
-    check_target_kind(task, target_kind)
+    task.check_targets(target_kind)

@@ -12,26 +12,28 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import ConfigError, DataError
-from .base import Im2ImModule, hide_ignored, metric_names
-from .building import check_target_kind
+from ..core import ConfigError
+from .base import Im2ImModule, Task
 from mmv_im2im.models.losses import (
     CharbonnierLoss, DiceCELoss, GradientLoss, LossSum, MSSSIMLoss, PearsonLoss, SSIMLoss,
     apply_loss, as_levels, deep_supervision, resize_to,
 )
+from .tasks import as_task
+from .validation import hide_ignored
 from ..tiling import unpad
 
 # %% ../../nbs/models/05_fcn.ipynb #ea91717d
 class FCN(Im2ImModule):
     "A network trained on pairs of source and target images."
     parts = Im2ImModule.parts | {"net": "net", "loss": "loss"}
-    settings = ("task", "num_classes", "multilabel", "metrics", "input_size")
+    settings = ("task", "metrics", "input_size")
 
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`
         # None = MSELoss for regression, DiceCELoss for segmentation
         loss: Optional[nn.Module] = None,
-        task: str = "regression",  # 'regression' or 'segmentation'
+        # 'regression' or 'segmentation', a task object or its description
+        task: str | dict | Task = "regression",
         num_classes: int = 1,  # Segmentation: 1 = object or not, K = classes 0 (background) to K-1
         multilabel: bool = False,  # Segmentation: each channel of the target is a class of its own
         # Metrics by name, the first picks the best checkpoint; None = those of the task
@@ -47,12 +49,10 @@ class FCN(Im2ImModule):
         seed: int = 0,  # Governs what is random inside a step
     ):
         super().__init__(optimizer, scheduler, scheduler_interval, seed)
-        _check_task(task, num_classes, multilabel)
-        self.net, self.task = net, task
-        self.num_classes, self.multilabel = num_classes, multilabel
-        self.metrics = metric_names(task, metrics)
+        self.net, self.task = net, as_task(task, num_classes, multilabel)
+        self.metrics = self.task.metric_names(metrics)
         self.input_size = None if input_size is None else tuple(input_size)
-        self.loss = loss or (nn.MSELoss() if task == "regression" else DiceCELoss())
+        self.loss = loss or (DiceCELoss() if self.task.labels else nn.MSELoss())
 
 # %% ../../nbs/models/05_fcn.ipynb #ce7d369b
 @patch
@@ -76,45 +76,52 @@ def translate(self: FCN, source):
 def losses(self: FCN, batch):
     "The loss of a training batch; of a sum of losses also its parts."
     levels = self.levels(batch["IM"])
-    if len(levels) == 1: return self.compare(levels[0], batch)
+    if len(levels) == 1: return self.validation_losses(levels[0], batch)
     return {"loss": deep_supervision(levels, self.loss, *self._target(batch))}
 
 
 @patch
-def compare(self: FCN, raw, batch):
+def validation_losses(self: FCN, raw, batch):
     "The loss of raw output, weighted by the cost map; of a sum of losses also its parts."
     target, weight = self._target(batch)
-    if self.task == "regression" and raw.shape != target.shape:
-        raise ConfigError(
-            f"the network gives {raw.shape[1]} channel(s) but the target has {target.shape[1]};"
-            " give the network as many output channels as the target has."
-        )
+    self._check_channels(raw, target)
     if not isinstance(self.loss, LossSum):
         return {"loss": apply_loss(self.loss, raw, target, weight)}
     parts = self.loss.parts(raw, target, weight)
     return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
+
+
+@patch
+def _check_channels(self: FCN, raw: torch.Tensor, target: torch.Tensor):
+    "`ConfigError` where the network's output does not fit the target."
+    wanted = self.task.output_channels(target.shape[1])
+    if raw.shape[1] == wanted: return
+    raise ConfigError(
+        f"the network gives {raw.shape[1]} channel(s) but the target has {target.shape[1]}, which"
+        f" asks for {wanted}; give the network as many output channels."
+    )
 
 # %% ../../nbs/models/05_fcn.ipynb #6c472a95
 @patch
 def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
     "Target and cost map of a batch."
     weight = batch.get("CM")
-    return self.as_target(hide_ignored(batch["GT"], weight)), weight
+    return self.task.to_target(hide_ignored(batch["GT"], weight)), weight
 
 
 @patch
-def rehearse(self: FCN, batch):
+def sanity_check(self: FCN, batch):
     "Ask the loss for an opinion on a made-up prediction, logits of either sign for a mask."
-    each = self.task == "regression" or self.multilabel
-    channels = batch["GT"].shape[1] if each else self.num_classes
+    channels = self.task.output_channels(batch["GT"].shape[1])
     blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
-    if self.task == "regression": return self.compare(blank, batch)
+    if not self.task.labels: return self.validation_losses(blank, batch)
+    activation = "softmax" if channels > 1 and not getattr(self.task, "each", True) else "sigmoid"
     for loss in (m for m in self.loss.modules() if _wants_probabilities(m)):
         name = type(loss).__name__
         instead = {"BCELoss": "BCEWithLogitsLoss", "NLLLoss": "CrossEntropyLoss"}.get(name)
         raise ConfigError(
             f"`model.loss`: {name} wants probabilities, but is given the network's raw output;"
-            + (f" take {instead}." if instead else f" set `{self._activation}: true` in it.")
+            + (f" take {instead}." if instead else f" set `{activation}: true` in it.")
         )
     for loss in (m for m in self.loss.modules() if isinstance(m, _OF_INTENSITIES)):
         raise ConfigError(
@@ -122,7 +129,8 @@ def rehearse(self: FCN, batch):
             " network's raw output is 0; take DiceCELoss, BCEWithLogitsLoss or another loss of"
             " labels, or `model.task: regression`."
         )
-    return self.compare(blank + torch.linspace(-3, 3, blank.numel()).view_as(blank), batch)
+    blank = blank + torch.linspace(-3, 3, blank.numel()).view_as(blank)
+    return self.validation_losses(blank, batch)
 
 
 _OF_INTENSITIES = (
@@ -131,75 +139,33 @@ _OF_INTENSITIES = (
 )
 
 
-@patch(as_prop=True)
-def _activation(self: FCN) -> str: return "softmax" if self.num_classes > 1 else "sigmoid"
-
-
 def _wants_probabilities(loss: nn.Module) -> bool:
     "Whether a loss of torch or MONAI takes its input for probabilities."
     if isinstance(loss, (nn.BCELoss, nn.NLLLoss)): return True
     own = [getattr(loss, k, None) for k in ("sigmoid", "softmax", "other_act")]
     return loss.__module__.startswith("monai.") and own[:2] == [False, False] and own[2] is None
 
-# %% ../../nbs/models/05_fcn.ipynb #21f2cf00
-@patch
-def finish(self: FCN, raw, probabilities=False):
-    "Intensities as they are; logits as masks or class numbers, or as probabilities."
-    if self.task == "regression": return raw
-    each = self.num_classes == 1 or self.multilabel
-    p = raw.sigmoid() if each else raw.softmax(1)
-    if probabilities: return p
-    return (p > 0.5).to(torch.uint8) if each else p.argmax(1, keepdim=True)
-
-
-def _check_task(task: str, num_classes: int, multilabel: bool):
-    "`ConfigError` for a task that does not exist."
-    if task not in ("regression", "segmentation"):
-        raise ConfigError(f"`model.task` must be 'regression' or 'segmentation'; got {task!r}.")
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ConfigError(
-            f"`model.num_classes` must be a whole number of at least 1; got {num_classes!r}."
-        )
-    if multilabel and (task != "segmentation" or num_classes != 1):
-        raise ConfigError(
-            "`model.multilabel` is for segmentation, where each channel of the target is a class of"
-            f" its own; got task {task!r} and num_classes {num_classes}. Set `task: segmentation`"
-            " and leave `num_classes` out."
-        )
-
-# %% ../../nbs/models/05_fcn.ipynb #fb3ecfeb
-@patch
-def as_target(self: FCN,
-    target: torch.Tensor,  # As it comes in a batch
-) -> torch.Tensor:  # The same size
-    "Labels as the classes that the network gives; intensities as they are."
-    if self.task == "regression": return target.float()
-    if self.num_classes == 1 or self.multilabel: return (target > 0).long()
-    if int(target.max()) >= self.num_classes:
-        raise DataError(
-            f"a target holds the label {int(target.max())}, but `model.num_classes` is"
-            f" {self.num_classes}, so labels go from 0 to {self.num_classes - 1}; raise"
-            " `num_classes`, or set it to 1 to segment every label above 0 as object."
-        )
-    return target
-
 # %% ../../nbs/models/05_fcn.ipynb #af504151
 @patch(cls_method=True)
 def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where task, classes, network and kind of target do not go together."
     super(FCN, cls).check(spec, spatial_dims, target_kind, pairing)
-    task, classes = spec.get("task", "regression"), spec.get("num_classes", 1)
-    _check_task(task, classes, spec.get("multilabel", False))
-    metric_names(task, spec.get("metrics"), "model.metrics")
+    task = _task_of(spec)
+    task.metric_names(spec.get("metrics"), "model.metrics")
     if "net" not in spec:
         raise ConfigError(
             "`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`."
         )
-    check_target_kind(task, target_kind)
+    task.check_targets(target_kind)
 
 
 @patch(cls_method=True)
 def output_channels(cls: FCN, spec, target_channels):
-    "As many as the target has; for segmentation one logit for each class, one for two classes."
-    if spec.get("task") != "segmentation" or spec.get("multilabel"): return target_channels
-    return spec.get("num_classes", 1)
+    "As the task says: as many as the target has, or one for each class."
+    return _task_of(spec).output_channels(target_channels)
+
+
+def _task_of(spec: dict) -> Task:
+    "The task that the config's `model` describes."
+    own = {k: spec[k] for k in ("num_classes", "multilabel") if k in spec}
+    return as_task(spec.get("task", "regression"), **own)

@@ -40,7 +40,7 @@ class ManualModule(Im2ImModule):
         # Im2ImTrainer sets these from its own arguments, which Lightning refuses here
         self.clip_val: Optional[float] = None  # Largest gradient; None = any
         self.clip_algorithm = "norm"  # 'norm' of all gradients of a player, or each 'value'
-        self.accumulate = 1  # Batches per step
+        self.accumulate_grad_batches = 1  # Batches per step
         self._closing = True  # Whether the batch at hand completes a step
         self._norms: dict[str, torch.Tensor] = {}  # Gradient norms of the step at hand, by player
 
@@ -92,7 +92,7 @@ def learn(self: ManualModule,
     loss: torch.Tensor,  # What it minimises
 ):
     "Gradients of a loss; the step itself where the batch completes one."
-    self.manual_backward(loss / self.accumulate)
+    self.manual_backward(loss / self.accumulate_grad_batches)
     if not self._closing: return
     optimizer = self._optimizers()[name]
     optimizer.step()
@@ -115,7 +115,7 @@ def on_before_optimizer_step(self: ManualModule,
     names = [k for k, o in self._optimizers().items() if optimizer in (o, o.optimizer)]
     # the norm costs as much as a step of the optimizer, so not more often than figures are logged
     due = self.trainer.global_step % self.trainer.log_every_n_steps == 0
-    first = names and f"{names[0]}_gradient" not in self._seen
+    first = names and f"{names[0]}_gradient" not in self._losses.counts
     if not params or not (self.clip_val or due or first): return
     norm = nn.utils.get_total_norm([p.grad for p in params])
     if self.clip_val and self.clip_algorithm == "norm":
@@ -129,7 +129,7 @@ def on_before_optimizer_step(self: ManualModule,
 def training_step(self: ManualModule, batch, batch_idx):
     "One batch: every player's turn, then the schedulers."
     self.seed_step(batch_idx)
-    self._closing = (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+    self._closing = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
     # loggers number their rows by a count to which Lightning adds one for every batch
     if not self._closing: self.trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
     for optimizer in list(self._optimizers().values())[1:]:
@@ -137,7 +137,7 @@ def training_step(self: ManualModule, batch, batch_idx):
         optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
     self._norms = {}
     with self.first_step(batch): parts = self.play(batch)
-    self.count(parts | self._norms, len(batch["IM"]))
+    self.accumulate(parts | self._norms, len(batch["IM"]))
     if self._closing and self.scheduler_interval == "step":
         for s in self._schedulers():
             if not schedule_is_over(s): s.step()
@@ -180,10 +180,10 @@ def configure_optimizers(self: ManualModule):
 def planned_steps(self: ManualModule) -> int:
     "Steps of the whole run; 100 without a trainer."
     steps = super(ManualModule, self).planned_steps()
-    if self._trainer is None or self.accumulate == 1: return steps
+    if self._trainer is None or self.accumulate_grad_batches == 1: return steps
     if self.trainer.max_epochs < 0: return steps  # as `max_steps` says
     batches = self.trainer.num_training_batches
-    planned = self.trainer.max_epochs * math.ceil(batches / self.accumulate)
+    planned = self.trainer.max_epochs * math.ceil(batches / self.accumulate_grad_batches)
     return planned if self.trainer.max_steps < 0 else min(planned, self.trainer.max_steps)
 
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from ..core import ConfigError, find_class
 from mmv_im2im.models.adversarial import (
-    AdversarialModule, check_dropout, check_game, feature_matching, scores_of, spread,
+    AdversarialModule, check_game, feature_matching, scores_of, spread,
 )
-from .base import hide_ignored, metric_names
 from .losses import LossSum, apply_loss, as_levels
+from .tiled import check_dropout
+from .validation import hide_ignored
 from ..tiling import unpad
 
 # %% ../../nbs/models/08_pix2pix.ipynb #6e36ef38
@@ -65,7 +66,7 @@ class Pix2Pix(AdversarialModule):
         self.feature_weight, self.warmup_epochs = feature_weight, warmup_epochs
         self.dropout_noise = dropout_noise
         if dropout_noise: check_dropout(net)
-        self.metrics = metric_names("regression", metrics)
+        self.metrics = self.task.metric_names(metrics)
         self.input_size = None if input_size is None else tuple(input_size)
 
 # %% ../../nbs/models/08_pix2pix.ipynb #28ced61f
@@ -73,7 +74,7 @@ class Pix2Pix(AdversarialModule):
 def translate(self: Pix2Pix, source):
     "Output of the generator, at any size."
     padded, crop = self.fit_size(source)
-    y = as_levels(self.generate(self.net, padded), source.ndim - 2)[0]
+    y = as_levels(self.net(padded), source.ndim - 2)[0]
     if padded is source: return y
     return unpad(y, crop)
 
@@ -85,7 +86,7 @@ def players(self: Pix2Pix):
 
 
 @patch
-def compare(self: Pix2Pix, raw, batch):
+def validation_losses(self: Pix2Pix, raw, batch):
     "The reconstruction loss, weighted by the cost map; of a sum of losses also its parts."
     name, weight = "reconstruction_loss", batch.get("CM")
     target = hide_ignored(batch["GT"].float(), weight)
@@ -107,12 +108,12 @@ def _check_output(self: Pix2Pix, raw: torch.Tensor, target: torch.Tensor):
 
 
 @patch
-def rehearse(self: Pix2Pix, batch):
+def sanity_check(self: Pix2Pix, batch):
     "Ask the losses and the discriminator for an opinion on a blank prediction."
     blank = torch.zeros_like(batch["GT"], dtype=torch.float32)
     found = self.try_judge("discriminator", blank, batch["IM"])
     if found and self.feature_weight: feature_matching(found, found)
-    return self.compare(blank, batch)
+    return self.validation_losses(blank, batch)
 
 # %% ../../nbs/models/08_pix2pix.ipynb #cb2ebf34
 @patch
@@ -163,7 +164,7 @@ def _generator_losses(
     target: torch.Tensor, batch: dict, playing: bool,
 ) -> dict[str, torch.Tensor]:
     "What the generator minimises, and its parts; the reconstruction alone before the game begins."
-    parts = self.compare(fake, batch)
+    parts = self.validation_losses(fake, batch)
     total = self.loss_weight * parts["reconstruction_loss"]
     if playing:
         features = self._features(source, seen)
@@ -204,7 +205,7 @@ def part_channels(cls: Pix2Pix, name, in_channels, out_channels):
 def check(cls: Pix2Pix, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where network, metrics and kind of target do not go together."
     super(Pix2Pix, cls).check(spec, spatial_dims, target_kind, pairing)
-    metric_names("regression", spec.get("metrics"), "model.metrics")
+    cls.task.metric_names(spec.get("metrics"), "model.metrics")
     check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(

@@ -50,15 +50,16 @@ class Pictures(pl.Callback):
         if busy and not first_or_last: return
         start = time.monotonic()
         drawn = [batch["IM"], outputs["pred"]]
-        if "GT" in batch: drawn.append(pl_module.as_target(batch["GT"]))
+        if "GT" in batch: drawn.append(pl_module.task.to_target(batch["GT"]))
         arrays = [self._middle(x[0]) for x in drawn]
+        labels = pl_module.task.labels
         name = Path(batch["name"][0]).stem if "name" in batch else str(batch_idx)
         title = f"{name}, epoch {trainer.current_epoch}"
         if "target_name" in batch:  # the target shows something else
             titles = [title, "prediction", "a target"]
-            fig = show_images(arrays, titles, labels=[False, *[pl_module.task != "regression"] * 2])
+            fig = show_images(arrays, titles, labels=[False, labels, labels])
         elif "GT" not in batch: fig = show_images(arrays, [title, "prediction"])
-        else: fig = show_result(*arrays, task=pl_module.task, title=title)
+        else: fig = show_result(*arrays, labels=labels, title=title)
         save_figure(fig, self.folder / f"epoch_{trainer.current_epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
 

@@ -422,7 +422,8 @@ def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
     refused = next((c for c in trainer.callbacks if isinstance(c, _REFUSED)), None)
     if refused: raise ConfigError(_refusal(type(refused), type(model), "`callbacks`"))
     model.check_trainer(trainer.accumulate_grad_batches, trainer.precision)
-    model.clip_val, model.accumulate = trainer.gradient_clip_val, trainer.accumulate_grad_batches
+    model.clip_val = trainer.gradient_clip_val
+    model.accumulate_grad_batches = trainer.accumulate_grad_batches
     model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
     had = {k: getattr(trainer, k) for k in ("gradient_clip_val", "accumulate_grad_batches")}
     trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1

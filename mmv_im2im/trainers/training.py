@@ -132,9 +132,9 @@ def _try_parts(
     with _named("data.augment", cfg.data.augment):
         patches = [data.first_patch(seed) for seed in range(16)]
     with _named("model.loss", cfg.model.get("loss")):
-        model.rehearse(default_collate(patches[:1]))
+        model.sanity_check(default_collate(patches[:1]))
         image = next(iter(data.val_dataloader()))
-        losses = model.rehearse(image)
+        losses = model.sanity_check(image)
     _check_monitor(cfg, model, image, losses, [*made, *callbacks])
     _check_interval(cfg, data)
 
@@ -142,13 +142,13 @@ def _try_parts(
 def _check_monitor(
     cfg: Config, model: Im2ImModule, batch: dict, losses: dict, callbacks: Sequence[pl.Callback]
 ):
-    "`ConfigError` where the figure that picks the best checkpoint would not be logged."
-    figures, size = dict.fromkeys(model.distances, 0.), batch["IM"].shape[2:]
+    "`ConfigError` where the metric that picks the best checkpoint would not be logged."
+    found, size = dict.fromkeys(model.set_metric_names, 0.), batch["IM"].shape[2:]
     if "GT" in batch:
-        target = model.as_target(batch["GT"][0])
-        figures |= model.image_figures(target, batch["GT"][0])
+        target = model.task.to_target(batch["GT"][0])
+        found |= model.measure(target, batch["GT"][0])
     monitor = cfg.trainer.monitor or model.monitor
-    names = ["train/loss", *(f"val/{k}" for k in [*losses, *figures])]
+    names = ["train/loss", *(f"val/{k}" for k in [*losses, *found])]
     # a framework or a callback of one's own may log more
     logged = [*names, "step", "epoch"] if type(model).__module__.startswith("mmv_im2im.") else ()
     for i, c in enumerate(callbacks): _check_watcher(c, f"`trainer.callbacks[{i}]`", logged)
@@ -156,7 +156,7 @@ def _check_monitor(
         raise ConfigError(
             f"`trainer.monitor` is '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
         )
-    if "ssim" in monitor and math.isnan(figures.get(monitor.removeprefix("val/"), 0.)):
+    if "ssim" in monitor and math.isnan(found.get(monitor.removeprefix("val/"), 0.)):
         raise ConfigError(
             f"'{monitor}' picks the best checkpoint, but the validation images,"
             f" {list(size)} pixels, are smaller than its window of 11; set"
