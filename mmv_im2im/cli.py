@@ -129,7 +129,8 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
     for s in data.items[:3]:
         shape = lambda k: data.recipe.shape(k, s[k], s.get("time"))
         print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
-    stride, halo = model.probe(data.in_channels, cfg.data.spatial_dims)
+    dims = cfg.data.spatial_dims
+    stride, halo = model.probe(model.network_channels(data.in_channels, dims), dims)
     print(f"data: {describe(data, most=20)}")
     for remark in model.remarks: print(f"noise: {remark.removeprefix('noise ')}")
     size = sum(p.numel() for p in model.parameters())

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import tifffile
 import torch
+from frameworks import Generator, Styled, Vectors
 from PIL import Image
 from small import CONFIG, cells, changed
 from torch import nn
@@ -19,10 +20,11 @@ from mmv_im2im.data_modules.images import image_info, read_image, write_image
 from mmv_im2im.inference import predictor as module
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.models.cyclegan import CycleGAN
-from mmv_im2im.models.denoising_nets import PartialUNet
+from mmv_im2im.models.denoising_nets import BlurPoolUNet, PartialUNet, ZeroShotNet
 from mmv_im2im.models.fcn import FCN
 from mmv_im2im.models.pix2pix import Pix2Pix
-from mmv_im2im.models.self_supervised import BernoulliMask, SelfSupervised
+from mmv_im2im.models.masking import BernoulliMask, PairDownsample
+from mmv_im2im.models.self_supervised import SelfSupervised
 from mmv_im2im.postprocess import Label
 from mmv_im2im.trainers import Im2ImTrainer, train
 
@@ -593,7 +595,16 @@ MODELS = {
     "Self2Self": lambda: SelfSupervised(PartialUNet(2, 1, 1, (4, 8)), BernoulliMask(samples=9)),
     "Self2Self, alone": lambda: SelfSupervised(PartialUNet(2, 1, 1, (4, 8)), BernoulliMask(samples=9), channels="alone"),
     "CycleGAN": lambda: CycleGAN(nn.Sequential(conv(), nn.Dropout(0.5)), conv()),
+    "CycleGAN, backward": lambda: CycleGAN(conv(), nn.Sequential(conv(), nn.Dropout(0.5)), dropout_noise=False).backward_module(),
+    "CycleGAN, noise": lambda: CycleGAN(nn.Sequential(conv(), nn.Dropout(0.5)), conv(), dropout_noise=True),
     "Pix2Pix": lambda: Pix2Pix(nn.Sequential(conv(), nn.BatchNorm2d(1))),
+    "Pix2Pix, noise": lambda: Pix2Pix(nn.Sequential(conv(), nn.Dropout(0.5)), dropout_noise=True),
+    "segmentation": lambda: FCN(nn.Sequential(conv(), nn.BatchNorm2d(1)), task="segmentation"),
+    "Noise2Void": lambda: SelfSupervised(BlurPoolUNet(2, 1, 1, (4, 8))),
+    "zero-shot": lambda: SelfSupervised(ZeroShotNet(2, 1, 1, 4), PairDownsample()),
+    "of one's own, a field": Generator,
+    "of one's own, a style": Styled,
+    "of one's own, vectors": Vectors,
 }
 
 
@@ -638,8 +649,10 @@ def test_threads_of_both_ways():
     model, x = CycleGAN(conv(), conv()).eval(), torch.rand(1, 1, 40, 44)
     with torch.no_grad():
         want = model.predict_raw(x)
-        *found, _ = at_once(*[lambda: model.predict_raw(x)] * 3, lambda: [model._run(x, "B2A") for _ in range(30)])
-    assert all(torch.equal(y, want) for y in found) and model.direction == "A2B"
+        back = model.backward_module()
+        behind = back.predict_raw(x)
+        *found, ways = at_once(*[lambda: model.predict_raw(x)] * 3, lambda: [back.predict_raw(x) for _ in range(9)])
+    assert all(torch.equal(y, want) for y in found) and all(torch.equal(y, behind) for y in ways)
 
 
 def test_the_same_pixels_whatever_the_way_in(tmp_path):

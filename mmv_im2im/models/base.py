@@ -359,6 +359,18 @@ def noise(self: Im2ImModule,
 
 
 @patch
+def network_channels(self: Im2ImModule,
+    in_channels: int,  # Channels of the source
+    dims: int,  # Spatial dimensions, 2 or 3
+) -> int:
+    "Channels that `network` sees: those of the source, and those of a noise field."
+    if not self.draws: return in_channels
+    tiny = torch.zeros(1, in_channels, *[8] * dims)
+    made = self.noise(tiny, torch.Generator().manual_seed(0))
+    return in_channels + (0 if made is None or made.ndim < tiny.ndim else made.shape[1])
+
+
+@patch
 def refine(self: Im2ImModule,
     raw: torch.Tensor,  # Raw output for whole images
     source: torch.Tensor,  # They themselves

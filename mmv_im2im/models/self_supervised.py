@@ -109,17 +109,9 @@ def _fit(self: SelfSupervised, x: torch.Tensor, mask: Optional[torch.Tensor]) ->
 
 # %% ../../nbs/models/12_self_supervised.ipynb #2e703f3c
 @patch
-def stride(self: SelfSupervised, in_channels, dims, network=None):
-    "As for any framework; channels that are denoised alone meet a network of one."
-    one = self.channels == "alone"
-    return super(SelfSupervised, self).stride(1 if one else in_channels, dims, network)
-
-
-@patch
-def probe(self: SelfSupervised, in_channels, dims):
-    "As for any framework; channels that are denoised alone meet a network of one."
-    one = self.channels == "alone"
-    return super(SelfSupervised, self).probe(1 if one else in_channels, dims)
+def network_channels(self: SelfSupervised, in_channels, dims):
+    "As many as the source has, or one where each is denoised alone; a mask is no channel."
+    return 1 if self.channels == "alone" else in_channels
 
 # %% ../../nbs/models/12_self_supervised.ipynb #cfdc5435
 @patch(as_prop=True)

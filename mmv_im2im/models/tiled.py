@@ -29,7 +29,7 @@ from mmv_im2im.tiling import (
 # %% ../../nbs/models/01_tiled.ipynb #6dfe8633
 @patch
 def stride(self: Im2ImModule,
-    in_channels: int,  # Channels of the source
+    in_channels: int,  # Channels that the network sees
     dims: int,  # Spatial dimensions, 2 or 3
     network: Optional[nn.Module] = None,  # Which network; None = the one behind `translate`
 ) -> int | tuple[int, ...]:  # In pixels; one for each axis where the network takes one size only
@@ -56,7 +56,7 @@ _PROBING = threading.RLock()  # Probes change modes and random states for a mome
 
 @patch
 def probe(self: Im2ImModule,
-    in_channels: int,  # Channels of the source
+    in_channels: int,  # Channels that the network sees
     dims: int,  # Spatial dimensions, 2 or 3
 ) -> tuple[int | tuple[int, ...], Optional[int]]:  # Halo None where the network sees everything
     "Stride and halo of the network in pixels, measured once."
@@ -110,7 +110,7 @@ def fit_size(self: Im2ImModule,
 # %% ../../nbs/models/01_tiled.ipynb #999aeded
 @patch
 def default_tile(self: Im2ImModule,
-    in_channels: int,  # Channels of the source
+    in_channels: int,  # Channels that the network sees
     dims: int,  # Spatial dimensions, 2 or 3
 ) -> tuple[int, ...]:  # In pixels, `(Y, X)` or `(Z, Y, X)`
     "Tile that prediction takes by default."
@@ -139,7 +139,8 @@ def predict_raw(self: Im2ImModule,
     calibrated: bool = True,  # Refine with what `calibrate` has measured
 ) -> torch.Tensor:  # Raw output, the same size
     "Raw output for whole images, tiled where they are large; the module stays as it is."
-    dims, c = source.ndim - 2, source.shape[1]
+    dims = source.ndim - 2
+    c = self.network_channels(source.shape[1], dims)
     with _evaluating(self): stride, halo = self.probe(c, dims)
     if blend == "exact" and halo is None:
         raise ConfigError(
