@@ -40,6 +40,8 @@ from mmv_im2im.models.tiled import *
 from mmv_im2im.models.building import *
 from mmv_im2im.models.nets import *
 from mmv_im2im.models.losses import *
+from mmv_im2im.models.image_losses import *
+from mmv_im2im.models.label_losses import *
 from mmv_im2im.models.fcn import *
 from mmv_im2im.models.manual import *
 from mmv_im2im.models.adversarial import *

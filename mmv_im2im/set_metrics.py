@@ -12,6 +12,7 @@ from typing import Any, Iterator, Optional, Sequence
 
 import numpy as np
 import torch
+from fastcore.meta import delegates
 from scipy import ndimage as ndi
 
 from .core import ConfigError, DataError, did_you_mean
@@ -180,20 +181,15 @@ def swd_levels(
 _PATCH = {2: 7, 3: 3}  # volumes are often thin
 
 
+@delegates(swd_levels)
 def sliced_wasserstein(
     a: Any,  # Images `(C, [Z,] Y, X)`, arrays or tensors of any sizes; a list, a batch or one image
     b: Any,  # The images to compare with, as many channels
     spatial_dims: int = 2,  # 2 or 3
-    patch: Optional[int] = None,  # Side of a patch in pixels; None: 7 in 2D, 3 in 3D
-    levels: int = 4,  # Pyramid levels at most; the smallest image may allow fewer
-    patches: int = 4096,  # Patches at most, per set and level
-    directions: int = 128,  # Directions to look from, per level
-    normalise: bool = True,  # Mean 0 and std 1 per channel and level; False: intensities count
-    seed: int = 0,  # The same seed draws the same patches and directions
+    **kwargs,
 ) -> float:  # Mean over levels, 0 for a set and itself; not below the noise of drawing otherwise
     "Sliced Wasserstein distance of patches on Laplacian pyramids, as in Karras et al. 2018."
-    return float(np.mean(swd_levels(a, b, spatial_dims, patch, levels, patches, directions,
-                                    normalise, seed)))
+    return float(np.mean(swd_levels(a, b, spatial_dims, **kwargs)))
 
 # %% ../nbs/02_set_metrics.ipynb #eb0e5556
 def _rings(shape: Sequence[int], bins: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
+from torch.signal.windows import gaussian
 from tqdm.auto import tqdm
 
 from .core import ConfigError, DataError, did_you_mean
@@ -69,9 +70,7 @@ def unpad(
 def _bell(tile: Sequence[int]) -> torch.Tensor:
     "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` amid each edge, never 0."
     w = torch.ones((), dtype=torch.float32)
-    for n in tile:
-        x = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
-        w = w[..., None] * torch.exp(-(8 * x / n) ** 2 / 2) # sigma: an eighth of the tile
+    for n in tile: w = w[..., None] * gaussian(n, std=n / 8, dtype=w.dtype)
     return w
 
 # %% ../nbs/04_tiling.ipynb #1443955e
