@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 import torch
+from fastcore.basics import patch
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -145,7 +146,8 @@ class DiskCache:
         self.__dict__.update(state, opened=OrderedDict(), lock=threading.Lock())
 
 # %% ../../nbs/data_modules/14_caching.ipynb #639e5d33
-def _open(self, key: str) -> Optional[dict]:
+@patch
+def open(self: DiskCache, key: str) -> Optional[dict]:
     "The sample, mapped; None where it is not there. Opening it marks it as recently used."
     with self.lock:
         if key in self.opened:
@@ -168,7 +170,8 @@ def _open(self, key: str) -> Optional[dict]:
     return sample
 
 
-def _write(self, key: str, sample: dict) -> bool:
+@patch
+def write(self: DiskCache, key: str, sample: dict) -> bool:
     "Keep a sample; False where the disk is full and `when_full` is 'skip'."
     tensors = {k: v.contiguous() for k, v in sample.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in sample.items() if k not in tensors}
@@ -182,9 +185,6 @@ def _write(self, key: str, sample: dict) -> bool:
         return self._full(e)
     return True
 
-
-DiskCache.open, DiskCache.write = _open, _write
-
 # %% ../../nbs/data_modules/14_caching.ipynb #d2d99f35
 def _is_full(e: Exception) -> bool:
     "Whether an error says that there is no room; safetensors gives the number in its text only."
@@ -192,7 +192,8 @@ def _is_full(e: Exception) -> bool:
     return number in _FULL or any(f"os error {n})" in str(e) for n in _FULL)
 
 
-def _no_room(self, e: Exception) -> bool:
+@patch
+def _full(self: DiskCache, e: Exception) -> bool:
     "Stop with what can be done, or go on without the cache, saying so once."
     said = (
         f"the disk of the cache '{self.folder}' is full ({e}); free some space, name another"
@@ -205,11 +206,9 @@ def _no_room(self, e: Exception) -> bool:
         self.when_full = "skip quietly"
     return False
 
-
-DiskCache._full = _no_room
-
 # %% ../../nbs/data_modules/14_caching.ipynb #234cd902
-def _files(self) -> list[tuple[float, int, str]]:
+@patch
+def _files(self: DiskCache) -> list[tuple[float, int, str]]:
     "Time of last use, size and path of every file in the cache, those that are being written, too."
     found = []
     for shard in os.scandir(self.folder):
@@ -221,13 +220,15 @@ def _files(self) -> list[tuple[float, int, str]]:
     return found
 
 
-def _sweep(self):
+@patch
+def _sweep(self: DiskCache):
     "Remove what writers that were killed have left, once it is an hour old."
     for used, _, path in self._files():
         if os.path.basename(path).startswith(".") and used < time.time() - 3600: _remove(path)
 
 
-def _make_room(self, size: int):
+@patch
+def _make_room(self: DiskCache, size: int):
     "Remove the least recently used samples until `size` bytes fit."
     if size > self.limit:
         raise ConfigError(
@@ -249,9 +250,6 @@ def _remove(path: str):
     "Remove a file; it may be gone, or, on Windows, be mapped by another process."
     try: os.unlink(path)
     except OSError: pass
-
-
-DiskCache._files, DiskCache._sweep, DiskCache._make_room = _files, _sweep, _make_room
 
 # %% ../../nbs/data_modules/14_caching.ipynb #8e8a342b
 class SampleStore:

@@ -96,7 +96,7 @@ class Im2ImDataModule(pl.LightningDataModule):
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
     ):
         super().__init__()
-        _keep(self, **{k: v for k, v in locals().items() if k not in ("self", "__class__")})
+        self._keep(**{k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.in_channels, self.out_channels = None, None  # Read from the images
         # What the trainer says: batches of an epoch at most, and processes
         self.limit_train_batches, self.world = None, 1
@@ -154,6 +154,7 @@ def _check_given(given: dict):
         )
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #29b5d718
+@patch
 def _keep(self: Im2ImDataModule, **given):
     "Keep the arguments, and make the recipe and the transforms out of them."
     _check_given(given)
@@ -208,26 +209,27 @@ def setup(self: Im2ImDataModule,
     self.samples = find_samples(
         self.path, self.layout, **self.names, pairing=self.pairing, nested=self.nested
     )
-    self.items = _items(self)
+    self.items = self._items()
     self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
     for note in check_contents(self.items, self.recipe): tell(note)
-    self.train_items, self.val_items, how = _split(self)
-    _measure_dataset(self)
-    self.recipe.target_dtype = None if self.recipe.labels else _dtype(self, "GT")
-    if self.pairing == "unpaired": self.recipe.source_dtype = _dtype(self, "IM")
-    self.store, self.val_store = _stores(self)
-    self.per_image = self.patches_per_image or _enough_patches(self)
+    self.train_items, self.val_items, how = self._split()
+    self._measure_dataset()
+    self.recipe.target_dtype = None if self.recipe.labels else self._dtype("GT")
+    if self.pairing == "unpaired": self.recipe.source_dtype = self._dtype("IM")
+    self.store, self.val_store = self._stores()
+    self.per_image = self.patches_per_image or self._enough_patches()
     self.held_items = self.val_items
     self.plan_validation(self.limit_train_batches)
-    visited = _visited(self)
+    visited = self._visited()
     self.found = f"{describe_samples(self.samples)}; {how}"
     self.visits = f"{visited * self.per_image} patches {list(self.patch)} per epoch"
     if self.portion: self.visits += f", from a portion of {visited} images"
-    _prepare(self)
+    self._prepare()
     self.out_channels = self.recipe.expected.get("GT", self.recipe.expected["IM"])
     self.in_channels = self.recipe.expected["IM"]
 
 
+@patch
 def _items(self: Im2ImDataModule) -> list[dict]:
     "Samples, numbered; where time points are asked for, one for each of them."
     if not self.time_points: return [dict(s, index=i) for i, s in enumerate(self.samples)]
@@ -239,19 +241,21 @@ def _items(self: Im2ImDataModule) -> list[dict]:
     return out
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #238b9a0f
+@patch
 def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     "Items for training and validation, and a few words on how they were split."
-    if self.kept: return _split_as_kept(self)
+    if self.kept: return self._split_as_kept()
     parts = split_domains(self.items) if self.pairing == "unpaired" else [self.items]
     by = "files" if min(map(len, parts)) >= 5 else "regions"
     if self.split != "auto": by = self.split
     if "split" in self.items[0]: by = "given"
-    train, val, how = _draw_split(self, parts, by)
-    names = lambda items: [_file_name(self, i) for i in items]
+    train, val, how = self._draw_split(parts, by)
+    names = lambda items: [self._file_name(i) for i in items]
     self.parts = {"by": by, "train": names(train), "val": names(val)}
     return train, val, how
 
 
+@patch
 def _draw_split(
     self: Im2ImDataModule, parts: list[list[dict]], by: str
 ) -> tuple[list[dict], list[dict], str]:
@@ -260,11 +264,11 @@ def _draw_split(
         train, val = ([i for i in self.items if i["split"] == s] for s in ("train", "val"))
         return train, val, "split as given"
     if by == "pixels":
-        return *_split_by_pixels(self), f"{self.val_fraction:.0%} of the pixels for validation"
-    cut = _split_by_files if by == "files" else _split_by_regions
+        return *self._split_by_pixels(), f"{self.val_fraction:.0%} of the pixels for validation"
+    cut = self._split_by_files if by == "files" else self._split_by_regions
     train, val = [], []
     for part in parts:
-        a, b = cut(self, part)
+        a, b = cut(part)
         train += a
         val += b
     if by == "files": return train, val, f"{len(val)} of them for validation"
@@ -272,23 +276,26 @@ def _draw_split(
     return train, val, how
 
 
+@patch
 def _split_by_files(self: Im2ImDataModule, items: list[dict]) -> tuple[list[dict], list[dict]]:
     train, val = split_files(len(items), self.val_fraction, self.seed)
     return [items[i] for i in train], [items[i] for i in val]
 
 
+@patch
 def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[dict], list[dict]]:
     train, val = [], []
     for item in items:
-        seed = derive_seed(self.seed, "region", _place(self, item))
-        shape = _shape(self, item)
-        seen = _seen(self, item, shape)
+        seed = derive_seed(self.seed, "region", self._place(item))
+        shape = self._shape(item)
+        seen = self._seen(item, shape)
         a, b = split_regions(shape, self.val_fraction, seed, self.gap, seen=seen)
         train.append(item | {"region": a})
         val.append(item | {"region": b})
     return train, val
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #5d62d42f
+@patch
 def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     "How much the target shows at each pixel; None where there is none, or it is very large."
     if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None
@@ -300,17 +307,19 @@ def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional
 _LOOKED_AT = 10**9  # Pixels of a target that is read to choose a region
 
 
+@patch
 def _split_by_pixels(
     self: Im2ImDataModule, items: Optional[list[dict]] = None
 ) -> tuple[list[dict], list[dict]]:
     items = self.items if items is None else items
-    seeds = [derive_seed(self.seed, "held", _place(self, i)) for i in items]
+    seeds = [derive_seed(self.seed, "held", self._place(i)) for i in items]
     part = lambda name: [
         item | {"held": (name, self.val_fraction, seed)} for item, seed in zip(items, seeds)
     ]
     return part("train"), part("val")
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #d39501bd
+@patch
 def _file_name(self: Im2ImDataModule, item: dict) -> str:
     "What a sample is called in the record of a split: its first file below `path`, and its time."
     path = Path(item["IM"] if "IM" in item else item["GT"])
@@ -326,14 +335,16 @@ def _file_name(self: Im2ImDataModule, item: dict) -> str:
     return f"{name}@{item['time']}" if "time" in item else name
 
 
+@patch
 def _place(self: Im2ImDataModule, item: dict) -> int:
     "The place of a sample among all when the run began, which its region and pixels depend on."
-    return self.places[_file_name(self, item)] if self.kept else item["index"]
+    return self.places[self._file_name(item)] if self.kept else item["index"]
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #aa4e7d2f
+@patch
 def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     "The split of `kept`; new files train, except where the user's own split says otherwise."
-    by, known = self.kept["by"], {_file_name(self, i): i for i in self.items}
+    by, known = self.kept["by"], {self._file_name(i): i for i in self.items}
     there = {part: [n for n in self.kept[part] if n in known] for part in ("train", "val")}
     old = {*self.kept["train"], *self.kept["val"]}
     fresh = [n for n in known if n not in old and known[n].get("split") != "val"]
@@ -341,11 +352,11 @@ def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     train, val = ([known[n] for n in there[part]] for part in ("train", "val"))
     self.places = {n: i for i, n in enumerate(self.kept["val"])}
     if by in ("regions", "pixels"):
-        cut = _split_by_regions if by == "regions" else _split_by_pixels
-        cut_train, val = cut(self, val)
-        parts = {_file_name(self, i): i for i in cut_train}
+        cut = self._split_by_regions if by == "regions" else self._split_by_pixels
+        cut_train, val = cut(val)
+        parts = {self._file_name(i): i for i in cut_train}
         train = [parts.get(n, known[n]) for n in there["train"]]
-    _check_left(self, train, val, gone)
+    self._check_left(train, val, gone)
     self.parts = self.kept | {"train": [*self.kept["train"], *fresh]}
     self.changes = [
         f"{len(names)} image{'s' * (len(names) > 1)} {what}: {', '.join(names[:5])}"
@@ -359,6 +370,7 @@ def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     return train + [known[n] for n in fresh], val, "; ".join(["split as kept", *self.changes])
 
 
+@patch
 def _check_left(self: Im2ImDataModule, train: list[dict], val: list[dict], gone: list[str]):
     "`DataError` where nothing is left to train on or to validate on."
     for items, what in ((train, "trained"), (val, "validated")):
@@ -370,6 +382,7 @@ def _check_left(self: Im2ImDataModule, train: list[dict], val: list[dict], gone:
         )
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #f8e5dfee
+@patch
 def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     "Spatial size of an item; its header is read if it was not before."
     if "crop" in item: return item["crop"]
@@ -379,24 +392,27 @@ def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     return next(iter(self.shapes[i].values()))[1:]
 
 
+@patch
 def _enough_patches(self: Im2ImDataModule) -> int:
     "Patches of an image per epoch: a grid, or as many as cover it, and at least 16 batches in all."
     known = [i for i in self.train_items if i["index"] in self.shapes] or self.train_items[:1]
-    sizes = [_shape(self, i) for i in known]
+    sizes = [self._shape(i) for i in known]
     if self.sampling == "grid": return max(grid_size(s, self.patch) for s in sizes)
     cover = round(float(np.median([math.prod(s) for s in sizes])) / math.prod(self.patch))
-    return max(1, cover, math.ceil(16 * self.batch_size / _visited(self)))
+    return max(1, cover, math.ceil(16 * self.batch_size / self._visited()))
 
 
+@patch
 def _visited(self: Im2ImDataModule) -> int:
     "Images that an epoch visits in all processes: the larger domain's, or the portion's."
     n = max(map(len, split_domains(self.train_items)))
     return n if self.portion is None else max(1, round(self.portion * n))
 
 
+@patch
 def _trained(self: Im2ImDataModule) -> int:
     "Pixels that an epoch trains on, in all processes."
-    patches, limit = _visited(self) * self.per_image, self.limit_train_batches
+    patches, limit = self._visited() * self.per_image, self.limit_train_batches
     if isinstance(limit, float): patches = math.ceil(patches * limit)
     elif limit is not None: patches = min(patches, limit * self.batch_size * self.world)
     return max(1, patches) * math.prod(self.patch)
@@ -435,13 +451,14 @@ class ValidationPlan:
         return f" ({', '.join(cut + often)})" if cut or often else ""
 
 
+@patch
 def _plan(self: Im2ImDataModule, budget: float) -> ValidationPlan:
     "One crop of each held-out image, within a budget of pixels for each domain."
     items, every, whole = [], 1, True
     for domain in (d for d in split_domains(self.held_items) if d):
-        typical = _shape(self, domain[0])  # reading all headers takes too long
+        typical = self._shape(domain[0])  # reading all headers takes too long
         known = lambda i: i.get("region") or i["index"] in self.shapes
-        sizes = [_shape(self, i) if known(i) else typical for i in domain]
+        sizes = [self._shape(i) if known(i) else typical for i in domain]
         crops = crop_sizes(sizes, self.patch, budget)
         every = max(every, math.ceil(sum(map(math.prod, crops)) / budget))
         for item, size, crop in zip(domain, sizes, crops):
@@ -458,7 +475,7 @@ def plan_validation(self: Im2ImDataModule,
 ) -> ValidationPlan:
     "What is validated in an epoch of so many batches; `validation` keeps it."
     self.limit_train_batches, self.world = limit_train_batches, world
-    self.validation = _plan(self, self.val_pixels or max(1, _trained(self) / 10 / cost))
+    self.validation = self._plan(self.val_pixels or max(1, self._trained() / 10 / cost))
     self.val_items = self.validation.items
     return self.validation
 
@@ -476,7 +493,7 @@ def final_validation(self: Im2ImDataModule,
 ) -> DataLoader:
     "The held-out images one by one, in crops only where they are very many or very large."
     self.setup()
-    plan = _plan(self, max(_FINAL * epochs * _trained(self) / cost, self.val_pixels or 0))
+    plan = self._plan(max(_FINAL * epochs * self._trained() / cost, self.val_pixels or 0))
     return self._images(plan.items, self.load)
 
 
@@ -486,6 +503,7 @@ _FINAL = 0.2  # Of the pixels that a run trains on, those that its end looks at
 _MEASURED = 32  # Images that statistics of a data set are measured on, spread evenly
 
 
+@patch
 def _measure_dataset(self: Im2ImDataModule):
     "Statistics over the data set, and the typical ones of targets for the way back to their units."
     r = self.recipe
@@ -503,6 +521,7 @@ def _measure_dataset(self: Im2ImDataModule):
         else: r.source_units = stats
 
 
+@patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
     "Number format that holds those of all files of a kind, 'IM' or 'GT'; None without files."
     found = self.recipe.dtypes.get(key)
@@ -520,6 +539,7 @@ def _mean_stats(stats: list[dict]) -> dict:
     return {k: np.mean([s[k] for s in stats], axis=0).tolist() for k in stats[0]}
 
 
+@patch
 def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
     "Where training and validation samples come from; a portion is held elsewhere."
     disk = DiskCache(*self.disk_options) if self.cache == "disk" else None
@@ -532,11 +552,12 @@ def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
     return SampleStore(self.load, None, disk, self.load.settings), store
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #ef223d3a
+@patch
 def _prepare(self: Im2ImDataModule):
     "Prepare what is to be kept: everything on disk; in memory if all of it fits."
     items = self.val_items if self.portion else self.train_items + self.val_items
     if self.cache == "memory":
-        typical = _shape(self, items[0])
+        typical = self._shape(items[0])
         channels = sum(s[0] for s in next(iter(self.shapes.values())).values())
         if 4 * channels * math.prod(typical) * len(items) > self.cache_gb * 1e9: return
     if self.cache != "none": prepare_samples(self.val_store, items)
@@ -546,7 +567,7 @@ def _prepare(self: Im2ImDataModule):
 def patches_per_epoch(self: Im2ImDataModule) -> int:
     "How many patches all processes together visit in an epoch."
     self.setup()
-    return _visited(self) * self.per_image
+    return self._visited() * self.per_image
 
 
 @patch

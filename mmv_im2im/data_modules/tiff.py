@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
+from fastcore.basics import patch
 
 from ..core import DataError
 from mmv_im2im.data_modules.axes import (
@@ -65,7 +66,8 @@ class _Tiff(_File):
         if self.file is not None: self.file.close()
 
 # %% ../../nbs/data_modules/02_tiff.ipynb #bd7438d9
-def _tiff_images(self) -> list:
+@patch
+def _images(self: _Tiff) -> list:
     "The images in the file, as series of pages."
     try:
         self._enter_set()
@@ -85,7 +87,8 @@ def _tiff_images(self) -> list:
     return images
 
 
-def _tiff_joined(self, images: list) -> list:
+@patch
+def _joined(self: _Tiff, images: list) -> list:
     "Series of pages without a description, those alike in one."
     pages = [p for s in images for p in s.pages]
     inner = [p for p in pages if len(p.treeindex) > 1 or p.is_mask or p.is_reduced]
@@ -98,9 +101,6 @@ def _tiff_joined(self, images: list) -> list:
     if extra: _tell(self.path, "levels", "has pages of several sizes, which are taken for the "
                     "resolutions of one image; see `level` and `ImageInfo.n_levels`.")
     return _stacked(images)
-
-
-_Tiff._images, _Tiff._joined = _tiff_images, _tiff_joined
 
 # %% ../../nbs/data_modules/02_tiff.ipynb #69c3f387
 def _alike(page) -> tuple: return page.shape, page.axes, page.dtype, page.photometric
@@ -135,7 +135,8 @@ _COLORS = {0, 1, 2, 3, 32844, 32845}  # grey, RGB, palette
 _SAVE = "save them as files of their own"
 
 
-def _check_kind(self, images: list):
+@patch
+def _check_kind(self: _Tiff, images: list):
     "`DataError` where pages lie about that may belong to the image, or have no grey or RGB values."
     page, yx = self.series.keyframe, lambda s: _yx(s.keyframe)
     others = [s for s in images if s is not self.full and yx(s) == yx(self.full)]
@@ -159,7 +160,8 @@ def _yx(page) -> tuple[int, int]:
     return page.imagelength, page.imagewidth
 
 
-def _tell_values(self):
+@patch
+def _tell_values(self: _Tiff):
     "Say what is unusual about the values: which sample is transparency, palettes, negatives."
     page, extra = self.series.keyframe, self.series.keyframe.extrasamples
     self.alpha = bool(extra and extra[-1] in (1, 2) or page.photometric == 2 and
@@ -178,14 +180,12 @@ def _tell_turned(path: Path, turn: int):
     _tell(path, "turned", f"asks to be shown turned or mirrored (orientation {turn}); its pixels "
           "are given as stored.")
 
-
-_Tiff._check_kind, _Tiff._tell_values = _check_kind, _tell_values
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #0b3715e5
 _UNTOLD = "generic", "uniform"  # series whose planes no header counts
 
 
-def _check_planes(self):
+@patch
+def _check_planes(self: _Tiff):
     "`DataError` where the header counts other planes than there are; say what else is there."
     series, page = self.series, self.series.keyframe
     n, planes = len(series.pages), math.prod(self.shape) // max(page.size, 1)
@@ -219,19 +219,14 @@ def _imagej_planes(file: tifffile.TiffFile) -> Optional[int]:
     try: return max(int(about.get("images", 1)), math.prod(map(int, named)))
     except (TypeError, ValueError): return None
 
-
-_Tiff._check_planes = _check_planes
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #1e0d2b18
-def _enter_set(self):
+@patch
+def _enter_set(self: _Tiff):
     "Narrow the OME header of a set of files to the images that have planes in this file."
     place = _place_of(self.file, self.path)
     if place is None: return
     if place.others or place.spread: place.narrow()
     if place.names: self.file._omexml = place.xml()
-
-
-_Tiff._enter_set = _enter_set
 
 
 def _place_of(tif: tifffile.TiffFile, path: Path) -> Optional["_Place"]:
@@ -293,7 +288,8 @@ class _Place:
     def xml(self) -> str: return ElementTree.tostring(self.root, encoding="unicode")
 
 # %% ../../nbs/data_modules/02_tiff.ipynb #8bb8748d
-def _narrow(self):
+@patch
+def narrow(self: _Place):
     "Keep the images of this file; `DataError` where a file that they need is not there."
     if not any(self.own):
         raise DataError(f"{self.path} holds none of the planes of its set, which lie in "
@@ -313,7 +309,8 @@ def _narrow(self):
                       "are read.")
 
 
-def _check_partner(self, uuid):
+@patch
+def _check_partner(self: _Place, uuid):
     "`DataError` unless the file that holds other planes of the image is there and is that file."
     partner = self.path.with_name(uuid.get("FileName") or "?")
     if self.alike:
@@ -332,13 +329,11 @@ def _check_partner(self, uuid):
     uuid.text = partner.name  # the names decide
 
 
-def _named_so(self) -> bool:
+@patch
+def _named_so(self: _Place) -> bool:
     "Whether the header has the file's own identifier under the file's own name."
     return any(u is not None and u.text == self.uuid and self.owns(u)
                for _, data in self.images for _, u in data)
-
-
-_Place.narrow, _Place._check_partner, _Place._named_so = _narrow, _check_partner, _named_so
 
 
 @lru_cache(maxsize=10_000)
@@ -401,7 +396,8 @@ def _check_bytes(page, path: Path, numbers: Optional[Sequence[int]] = None):
             raise DataError(_incomplete(path, f"it stores {sum(pairs[1])} of {least} bytes"))
 
 # %% ../../nbs/data_modules/02_tiff.ipynb #6f28194d
-def _tiff_take(self, index: Sequence[Sequence[int]]) -> np.ndarray:
+@patch
+def take(self: _Tiff, index: Sequence[Sequence[int]]) -> np.ndarray:
     "Pixels at `index`, positions for each of the file's axes."
     n, pages, shape = self.page_axes, self.series.pages, self.series.keyframe.shape
     if n is None: return self._take_contiguous(index)
@@ -416,11 +412,9 @@ def _tiff_take(self, index: Sequence[Sequence[int]]) -> np.ndarray:
     rest = [[i - a for i in keep] for keep, a in zip(index[n:], starts)]
     return _pick(image, [range(s) for s in numbers.shape] + rest)
 
-
-_Tiff.take = _tiff_take
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #e8773131
-def _page(self, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
+@patch
+def _page(self: _Tiff, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
     "The pixels of a page within `box`, a `(start, stop)` for each of its axes."
     if page is None: _check_bytes(page, self.path)
     page = self._true(page)
@@ -447,7 +441,8 @@ def _reopened(file: tifffile.FileHandle) -> Iterator[tifffile.FileHandle]:
         if closed: file.close()
 
 # %% ../../nbs/data_modules/02_tiff.ipynb #f363894c
-def _page_part(self, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
+@patch
+def _page_part(self: _Tiff, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
     "The pixels of a page within `box`, from the tiles or strips that it touches."
     frame, (y0, y1), (x0, x1) = page.keyframe, box["Y"], box["X"]
     samples = box.get("S", (0, 1))
@@ -461,11 +456,9 @@ def _page_part(self, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
             part[0, ya - y:yb - y, xa - x:xb - x, slice(*s)]
     return out.reshape([b - a for a, b in box.values()])
 
-
-_Tiff._page, _Tiff._page_part = _page, _page_part
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #dfd86aeb
-def _true(self, page):
+@patch
+def _true(self: _Tiff, page):
     "The page by its own header where that differs; `DataError` if its shape or dtype does, too."
     if not isinstance(page, tifffile.TiffFrame) or page.offset <= 0: return page
     with _reopened(page.parent.filehandle):
@@ -489,9 +482,6 @@ def _ifd(page) -> list[bytes]:
     code = lambda e: struct.unpack(order + "H", e[:2])[0]
     return [e for e in entries if code(e) in _STORED]
 
-
-_Tiff._true = _true
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #b8853877
 def _tile_size(frame) -> tuple[int, int]:
     "Height and width of a page's tiles or strips."
@@ -499,7 +489,8 @@ def _tile_size(frame) -> tuple[int, int]:
     return min(frame.rowsperstrip, frame.imagelength), frame.imagewidth
 
 
-def _decoded(self, page, planes: range, rows: tuple[int, int], columns: tuple[int, int]):
+@patch
+def _decoded(self: _Tiff, page, planes: range, rows: tuple[int, int], columns: tuple[int, int]):
     "Tiles around rows and columns, `(1, Y, X, S)` each, and where they lie: plane, y, x."
     frame = page.keyframe
     height, width = _tile_size(frame)
@@ -518,11 +509,9 @@ def _decoded(self, page, planes: range, rows: tuple[int, int], columns: tuple[in
                 jpegtables=page.jpegtables, jpegheader=frame.jpegheader)
             yield part, plane, y, x
 
-
-_Tiff._decoded = _decoded
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #9ea67809
-def _take_contiguous(self, index):
+@patch
+def _take_contiguous(self: _Tiff, index):
     "Pixels of a stack that lies in one piece behind one header."
     offset, handle = self.series.dataoffset, self.file.filehandle
     if offset is None: return _pick(self.series.asarray(), index)
@@ -534,16 +523,15 @@ def _take_contiguous(self, index):
     return np.array(_pick(mapped, index), np.dtype(self.dtype).newbyteorder("="))
 
 
-def _mapped(self, path, offset: int, shape) -> np.ndarray:
+@patch
+def _mapped(self: _Tiff, path, offset: int, shape) -> np.ndarray:
     "Pixels that lie uncompressed in one piece, in the file's own byte order."
     dtype = np.dtype(self.dtype).newbyteorder(self.file.byteorder)
     return np.memmap(path, dtype, "r", offset, tuple(shape))
 
-
-_Tiff._take_contiguous, _Tiff._mapped = _take_contiguous, _mapped
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #6dc64f1d
-def _tiff_grain(self) -> tuple[int, ...]:
+@patch(as_prop=True)
+def grain(self: _Tiff) -> tuple[int, ...]:
     "Pages are read one by one, in tiles or in strips."
     n, frame = self.page_axes, self.series.keyframe
     if n is None or tuple(self.shape[n:]) != frame.shape or frame.imagedepth > 1:
@@ -554,19 +542,14 @@ def _tiff_grain(self) -> tuple[int, ...]:
     sizes = dict(Y=height, X=width, S=1 if frame.planarconfig == 2 else frame.samplesperpixel)
     return (1,) * n + tuple(min(sizes.get(a, s), s) for a, s in zip(frame.axes, frame.shape))
 
-
-_Tiff.grain = property(_tiff_grain)
-
 # %% ../../nbs/data_modules/02_tiff.ipynb #fab00206
-def _tiff_about(self):
+@patch
+def about(self: _Tiff):
     names, size = [], (None, None, None)
     if self.file.is_ome: names, size = _ome_metadata(self.file.ome_metadata, _ome_place(self))
     elif self.file.is_imagej: names, size = _imagej_metadata(self.file)
     coarser = {a: n / m for a, n, m in zip(self.full.axes, self.full.shape, self.shape)}
     return names, tuple(s and s * coarser.get(a, 1.) for a, s in zip("ZYX", size))
-
-
-_Tiff.about = _tiff_about
 
 
 def _ome_place(source) -> tuple[str, tuple[int, int], int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import DataError
 from mmv_im2im.data_modules.axes import (
@@ -61,13 +62,15 @@ class _Nd2(_File):
         if self.file is not None: self.file.close()
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #8f318803
-def _nd2_take(self, index):
+@patch
+def take(self: _Nd2, index):
     outer, inner = index[:len(self.loops)], index[len(self.loops):]
     frames = [self._frame(at, inner) for at in product(*outer)]
     return np.stack(frames).reshape(*map(len, outer), *frames[0].shape)
 
 
-def _nd2_frame(self, at: tuple[int, ...], index) -> np.ndarray:
+@patch
+def _frame(self: _Nd2, at: tuple[int, ...], index) -> np.ndarray:
     "Pixels of the frame at these positions along the loops."
     number = self.frames.get(at)
     written = getattr(getattr(self.file, "_rdr", None), "_frame_offsets", None)
@@ -80,16 +83,14 @@ def _nd2_frame(self, at: tuple[int, ...], index) -> np.ndarray:
     return np.array(_pick(frame, index))  # a copy: what nd2 gives goes away with the file
 
 
-def _nd2_about(self):
+@patch
+def about(self: _Nd2):
     channels = getattr(self.file.metadata, "channels", None) or []
     names = [c.channel.name for c in channels]
     if not channels: return names, (None, None, None)
     volume = channels[0].volume
     sizes = zip(volume.axesCalibration, volume.axesCalibrated)  # x, y, z
     return names, tuple(size if known else None for size, known in sizes)[::-1]
-
-
-_Nd2.take, _Nd2._frame, _Nd2.about = _nd2_take, _nd2_frame, _nd2_about
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #423b5f56
 _CZI_TYPES = dict(gray8="uint8", bgr24="uint8", gray16="uint16", bgr48="uint16", gray32="uint32",
@@ -126,20 +127,23 @@ def _czi_scenes(file) -> list[tuple[Optional[int], dict]]:
     return found
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #214b45c1
-def _czi_plane_box(self):
+@patch
+def _plane_box(self: _Czi):
     "Corner `(y, x)` of the scene on the stage, and its height and width."
     if not self.mosaic: return (0, 0), (self._size("Y"), self._size("X"))
     box = self.file.get_all_scene_bounding_boxes()[self.number or 0]
     return (box.y, box.x), (box.h, box.w)
 
 
-def _czi_take(self, index):
+@patch
+def take(self: _Czi, index):
     outer, inner = index[:len(self.loops)], index[len(self.loops):]
     planes = [self._plane(at, inner) for at in product(*outer)]
     return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
 
 
-def _czi_plane(self, at: Sequence[int], index) -> np.ndarray:
+@patch
+def _plane(self: _Czi, at: Sequence[int], index) -> np.ndarray:
     "Pixels of the plane at these positions along the loops."
     where = {a: self.spans[a][0] + i for a, i in zip(self.loops, at)}
     if self.number is not None: where["S"] = self.number
@@ -156,11 +160,9 @@ def _czi_plane(self, at: Sequence[int], index) -> np.ndarray:
     plane = np.asarray(plane, self.dtype).reshape(shape)
     return _pick(plane[..., ::-1] if len(shape) == 3 else plane, index)
 
-
-_Czi._plane_box, _Czi.take, _Czi._plane = _czi_plane_box, _czi_take, _czi_plane
-
 # %% ../../nbs/data_modules/04_vendors.ipynb #e8d16fe9
-def _czi_about(self):
+@patch
+def about(self: _Czi):
     root = self.file.meta
     if root is None: return [], (None, None, None)
     channels = root.findall(".//{*}Information/{*}Image/{*}Dimensions/{*}Channels/{*}Channel")
@@ -169,9 +171,6 @@ def _czi_about(self):
               for d in root.findall(".//{*}Scaling/{*}Items/{*}Distance")}
     sizes = [float(metres.get(a) or 0) * 1e6 or None for a in "ZYX"]  # 0 where nobody set it
     return (names if all(names) else []), tuple(sizes)
-
-
-_Czi.about = _czi_about
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #b8be0b6a
 class _Picture(_File):
@@ -253,7 +252,8 @@ def _tell_picture(source: _Picture):
     if turn not in (0, 1): _tell_turned(source.path, turn)
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #f9cdfba7
-def _picture_take(self, index):
+@patch
+def take(self: _Picture, index):
     bare = _bare_png(self.path)  # Pillow does not look at checksums of pixels
     if self.bits == 16 and self.color:  # Pillow would keep 8 of them
         codecs = _require("imagecodecs", "imagecodecs", self.path)
@@ -269,7 +269,8 @@ def _picture_take(self, index):
     return np.array(_pick(pixels.astype(self.dtype, copy=False), index))
 
 
-def _picture_meant(self, axes: Optional[str]):
+@patch
+def meant(self: _Picture, axes: Optional[str]):
     "Take a palette for what the caller's axes say: colors, or numbers."
     if self.palette is None: return
     if axes is None:
@@ -278,9 +279,6 @@ def _picture_meant(self, axes: Optional[str]):
                         "`axes='YX'` for numbers (in a config `data.source_axes` or "
                         "`data.target_axes`).")
     if set(axes.upper()) & set("SC"): self.axes, self.shape = "YXS", (*self.shape[:2], 3)
-
-
-_Picture.take, _Picture.meant = _picture_take, _picture_meant
 
 # %% ../../nbs/data_modules/04_vendors.ipynb #5424cae7
 class _Other(_File):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import DataError
 from mmv_im2im.data_modules.axes import (
@@ -126,7 +127,8 @@ _LONG = {  # axes as some programs spell them out
 _MEANT = "missing_chunks", "fill_value"
 
 
-def _check_chunks(self, index: Sequence[Sequence[int]]):
+@patch
+def check_chunks(self: _Zarr, index: Sequence[Sequence[int]]):
     "`DataError` where a chunk that is asked for is not there and the store does not say why."
     array, folder = self.array, self.folder / self.level_path
     touched = [sorted({i // c for i in keep}) for keep, c in zip(index, array.chunks)]
@@ -155,7 +157,8 @@ def _any_chunk(folder: Path) -> Optional[str]:
             if not f.startswith("."): return Path(at, f).relative_to(folder).as_posix()
 
 
-def _tell_beyond(self):
+@patch
+def _tell_beyond(self: _Zarr):
     "Say that there are chunks behind those that the shape needs, as of a writer that broke off."
     counts = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
     beyond = [self.array._chunk_key([n * (i == axis) for i in range(len(counts))])
@@ -165,11 +168,9 @@ def _tell_beyond(self):
                    f"{tuple(self.shape)} needs; they are not read. Write it again if they belong "
                    "to it.")
 
-
-_Zarr.check_chunks, _Zarr._tell_beyond = _check_chunks, _tell_beyond
-
 # %% ../../nbs/data_modules/03_zarr.ipynb #4ffe2f01
-def _zarr_about(self):
+@patch
+def about(self: _Zarr):
     omero = self.attributes.get("omero")
     channels = omero.get("channels") if isinstance(omero, dict) else None
     known = channels if isinstance(channels, list) else []
@@ -191,6 +192,3 @@ def _zarr_scale(image: dict, level: int) -> list[float]:
     found = [t["scale"] for part in (image["datasets"][level], image)
              for t in part.get("coordinateTransformations", []) if t.get("type") == "scale"]
     return [math.prod(s) for s in zip(*found)]
-
-
-_Zarr.about = _zarr_about
