@@ -1,5 +1,6 @@
 "Everything public, for notebooks: `from mmv_im2im.all import *`."
 from mmv_im2im.core import *
+from mmv_im2im.options import *
 from mmv_im2im.config.fields import *
 from mmv_im2im.config.data_section import *
 from mmv_im2im.config.sections import *

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence
 
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mmv_im2im.core import (
-    ConfigError, DataError, derive_seed, did_you_mean, expand_path, moved, tell,
+    ConfigError, DataError, check_arguments, derive_seed, did_you_mean, expand_path, moved, tell,
 )
 from .augmentation import PatchTransform, grid_size
 from .caching import DiskCache, MemoryCache, SampleStore, prepare_samples
@@ -33,70 +33,34 @@ from mmv_im2im.data_modules.datasets import (
     split_domains,
 )
 from .images import image_info
-from .layouts import describe_samples, find_samples
+from .layouts import _LAYOUTS, describe_samples, find_samples
 from .normalization import LikeSource, Normalization, Percentile, pool
 from .partial_loading import PortionLoader, Rolling, Window, _Derived
 from .preprocessing import Recipe
 from .splitting import split_files, split_regions
+from ..options import DataOptions, _takes
 from ..vis import show_batch
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #86a6fae7
 class Im2ImDataModule(pl.LightningDataModule):
     "Batches of patches for training and whole images for validation, from a folder."
+    @_takes()
     def __init__(self,
         # Folder with the images, a csv, or {'train': ..., 'val': ...}
         path: str | Path | Mapping[str, str],
         patch: Sequence[int] = (128, 128),  # Training patch in pixels, `(Y, X)` or `(Z, Y, X)`
         batch_size: int = 8,  # Patches per step and process
-        layout: str = "auto",  # 'suffix', 'folders', 'csv', 'split' or 'auto'
-        pairing: str = "paired",  # 'paired', 'unpaired' or 'source' (no targets)
-        nested: bool = False,  # Search sub-folders, too
-        source: str = "IM",  # Sub-folder or suffix of the source
-        target: str = "GT",  # Sub-folder or suffix of the target
-        costmap: str = "CM",  # Sub-folder or suffix of the cost map
-        target_kind: str = "image",  # 'image' or 'label'
-        label_kind: Optional[str] = None,  # 'instances', 'classes', 'binary'; None = as in the file
-        source_channels: Optional[Sequence[int]] = None,  # Channels of the source; None = all
-        target_channels: Optional[Sequence[int]] = None,  # Channels of the target; None = all
-        source_axes: Optional[str] = None,  # Axes of source files that do not say, such as 'CYX'
-        target_axes: Optional[str] = None,  # The same for targets
-        scene: int = 0,  # Which image of a file that holds several
-        level: int = 0,  # Which resolution of a file that holds several, 0 = the finest
-        planes: Optional[Sequence[int]] = None,  # Planes in Z; None = all
-        time_points: bool = False,  # Take every time point as a sample of its own
-        # 'files', 'regions', 'pixels' or 'auto' (files where there are at least 5, else regions)
-        split: str = "auto",
-        val_fraction: float = 0.2,  # Part held back for validation
-        gap: int = 16,  # Pixels between the training and the validation region
-        # Per epoch; None = as many as cover an image, and at least 16 batches in all
-        patches_per_image: Optional[int] = None,
-        sampling: str = "random",  # 'random', 'foreground', 'costmap' or 'grid'
-        min_foreground: float = 0.0,  # Draw patches with less foreground, 0 ... 1, again
-        isotropic: bool = False,  # Resample Z so that voxels are as deep as they are wide
-        # Voxel size `(Z, Y, X)` in micrometres for files that do not say
-        pixel_size: Optional[Sequence[float]] = None,
-        pad_multiple: int = 1,  # Pad every image to a multiple of so many pixels
-        num_workers: Optional[int] = None,  # Loading processes; None = chosen for the machine
-        # Other arguments of torch's DataLoader, instead of those chosen for the machine
-        loader: Optional[Mapping[str, Any]] = None,
         source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
-        # Pixels validated per epoch, on average; None = a tenth of those that an epoch trains on
-        val_pixels: Optional[int] = None,
-        val_patches: bool = False,  # Validate on fixed patches instead
-        cache: str = "memory",  # Keep prepared images: 'none', 'memory' or 'disk'
-        cache_gb: float = 2.0,  # Room in memory, in 10^9 bytes per process
-        cache_dir: Optional[str] = None,  # Folder on disk; None = the user's cache folder
-        cache_limit_gb: Optional[float] = None,  # Room on disk, in 10^9 bytes; None = no limit
-        cache_full: str = "stop",  # Where the disk is full: 'stop' or 'skip'
-        portion: Optional[float] = None,  # Fraction of training images in memory; None = all
-        portion_epochs: int = 1,  # Another portion every so many epochs
         seed: int = 0,  # Governs split, order, crops and augmentation
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
+        **kwargs,
     ):
+        own = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
         super().__init__()
-        self._keep(**{k: v for k, v in locals().items() if k not in ("self", "__class__")})
+        check_arguments(Im2ImDataModule, kwargs, "data", own)
+        self._keep(**vars(DataOptions(**kwargs)) | own)
         self.in_channels, self.out_channels = None, None  # Read from the images
         # What the trainer says: batches of an epoch at most, and processes
         self.limit_train_batches, self.world = None, 1
@@ -107,27 +71,16 @@ _PLAIN = (
     " loader sampling val_pixels val_patches portion portion_epochs cache cache_gb batch_size"
 ).split()
 
-
-_WORDS = {
-    "layout": ("auto", "suffix", "folders", "csv", "split", "1", "2", "3", "4"),
-    "pairing": ("paired", "unpaired", "source"),
-    "target_kind": ("image", "label"),
-    "label_kind": (None, "instances", "classes", "binary"),
-    "split": ("auto", "files", "regions", "pixels"),
-    "sampling": ("random", "foreground", "costmap", "grid"),
-    "cache": ("none", "memory", "disk"),
-    "cache_full": ("stop", "skip"),
-}
 _COUNTS = ("batch_size", "pad_multiple", "portion_epochs", "patches_per_image")
 
 
 def _check_given(given: dict):
     "`ConfigError` for words, numbers and types that the data module does not know."
-    for name, words in _WORDS.items():
-        if given[name] in words or name == "layout" and str(given[name]) in words: continue
-        shown = [str(w) for w in words if w and not w.isdigit()]
+    for name, words in _choices().items():
+        if given[name] in words or given[name] is None and name == "label_kind": continue
+        if name == "layout" and str(given[name]) in _LAYOUTS: continue
         raise ConfigError(
-            f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), shown)}"
+            f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), words)}"
         )
     for name in _COUNTS:
         n = given[name]
@@ -152,6 +105,11 @@ def _check_given(given: dict):
         raise ConfigError(
             f"`augment` must be a list of transforms, [] for none; got {given['augment']!r}."
         )
+
+
+def _choices() -> dict[str, Sequence[str]]:
+    "The words that options allow, of those that allow nothing else."
+    return {f.name: f.metadata["choices"] for f in fields(DataOptions) if f.metadata.get("choices")}
 
 # %% ../../nbs/data_modules/17_data_module.ipynb #29b5d718
 @patch

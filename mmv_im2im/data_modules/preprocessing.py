@@ -15,35 +15,30 @@ import tifffile
 import torch
 from fastcore.basics import patch
 
-from ..core import ConfigError, DataError
+from ..core import ConfigError, DataError, check_arguments
 from .images import check_finite, image_info, read_image
 from .labels import isotropic_zoom, prepare_labels, resample
 from mmv_im2im.data_modules.normalization import (
     LikeSource, Mask, Normalization, as_normalization, normalization_spec,
 )
+from ..options import DataOptions, _takes
 from ..tiling import pad_to_multiple
 
 # %% ../../nbs/data_modules/12_preprocessing.ipynb #1a25c82a
+_OF_A_FILE = (
+    "source_channels target_channels source_axes target_axes scene level planes label_kind"
+    " isotropic pixel_size pad_multiple"
+)
+
+
 class Recipe:
     "How a file becomes a prepared array, at training and at inference alike."
+    @_takes(_OF_A_FILE)
     def __init__(self,
         spatial_dims: int = 2,  # 2 or 3
         labels: bool = False,  # Whether targets are labels
         source_norm: Normalization | dict | None = None,  # Normalisation of the source
         target_norm: Normalization | dict | None = None,  # Normalisation of an image target
-        source_channels: Optional[Sequence[int]] = None,  # Channels of the source; None = all
-        target_channels: Optional[Sequence[int]] = None,  # Channels of the target; None = all
-        source_axes: Optional[str] = None,  # Axes of source files that do not say, such as 'CYX'
-        target_axes: Optional[str] = None,  # The same for targets
-        scene: int = 0,  # Which image of a file that holds several
-        level: int = 0,  # Which resolution of a file that holds several, 0 = the finest
-        planes: Optional[Sequence[int]] = None,  # Planes in Z; None = all
-        # What labels are: 'instances', 'classes', 'binary'; None = numbers as they are in the file
-        label_kind: Optional[str] = None,
-        isotropic: bool = False,  # Resample Z so that voxels are as deep as they are wide
-        # Voxel size `(Z, Y, X)` in micrometres for files that do not say
-        pixel_size: Optional[Sequence[float]] = None,
-        pad_multiple: int = 1,  # Pad every image to a multiple of so many pixels
         # Statistics of the sources of a whole data set, where their normalisation is over it
         source_stats: Optional[dict] = None,
         # Offset and scale that turn a prediction into the target's units
@@ -55,14 +50,18 @@ class Recipe:
         # Number format of the sources, for the way back; None = float32
         source_dtype: Optional[str] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
+        **kwargs,
     ):
-        self.spatial_dims, self.labels, self.label_kind = spatial_dims, labels, label_kind
-        self.scene, self.level, self.planes = scene, level, planes
-        self.isotropic, self.pixel_size, self.pad_multiple = isotropic, pixel_size, pad_multiple
+        check_arguments(Recipe, kwargs, "data")
+        given = DataOptions(**kwargs)
+        self.spatial_dims, self.labels, self.label_kind = spatial_dims, labels, given.label_kind
+        self.scene, self.level, self.planes = given.scene, given.level, given.planes
+        self.isotropic, self.pixel_size = given.isotropic, given.pixel_size
+        self.pad_multiple = given.pad_multiple
         self.source_norm = as_normalization(source_norm, "data.source_norm", trust)
         self.target_norm = as_normalization(target_norm, "data.target_norm", trust)
-        self.channels = {"IM": source_channels, "GT": target_channels, "CM": None}
-        self.axes = {"IM": source_axes, "GT": target_axes, "CM": None}
+        self.channels = {"IM": given.source_channels, "GT": given.target_channels, "CM": None}
+        self.axes = {"IM": given.source_axes, "GT": given.target_axes, "CM": None}
         self.source_stats, self.target_stats = source_stats, target_stats
         self.target_dtype = target_dtype
         self.source_units, self.source_dtype = source_units, source_dtype
