@@ -14,7 +14,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core import DataError
-from .preprocessing import Recipe, _WHAT, _differ, _sharp, _whole_numbers
+from .labels import _sharp, _whole_numbers
+from .preprocessing import Recipe, _WHAT, _differ
 
 # %% ../../nbs/data_modules/16_checks.ipynb #799620f3
 def check_samples(

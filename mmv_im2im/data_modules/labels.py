@@ -6,9 +6,11 @@
 __all__ = ['isotropic_zoom', 'resample', 'prepare_labels']
 
 # %% ../../nbs/data_modules/13_labels.ipynb #02c902a9
+from pathlib import Path
 from typing import Optional, Sequence
 
 import numpy as np
+import tifffile
 import torch
 from scipy.ndimage import gaussian_filter1d
 from skimage.segmentation import relabel_sequential
@@ -93,3 +95,92 @@ def prepare_labels(
     if x.dtype.kind in "bf": x = x.astype(np.int64)
     if kind == "instances": x = relabel_sequential(x)[0]
     return x.astype(np.min_scalar_type(int(x.max(initial=0))))
+
+# %% ../../nbs/data_modules/13_labels.ipynb #94d4c484
+def _weights(x: np.ndarray, path: str | Path) -> np.ndarray:
+    "A cost map as float32; `DataError` where a weight is below 0."
+    if x.min() < 0:
+        raise DataError(
+            f"'{path}' is a cost map and must hold weights of at least 0, but has {x.min():g};"
+            " write 0 for pixels to be ignored."
+        )
+    return x.astype(np.float32)
+
+
+def _whole_numbers(x: np.ndarray, path: str | Path) -> np.ndarray:
+    "Labels in the smallest dtype; `DataError` unless each is a whole number of at least 0."
+    shape = x.shape
+    if x.dtype.kind == "f":
+        whole = np.round(x)
+        broken = x[np.abs(x - whole) > 1e-4 * np.maximum(1, np.abs(whole))]
+        if broken.size:
+            raise DataError(
+                f"'{path}' should hold labels, whole numbers, but has values such as"
+                f" {broken.flat[0]:g}; if it is an intensity image, set `data.target_kind: image`."
+            )
+        x = whole
+    if x.min() < 0:
+        raise DataError(
+            f"'{path}' should hold labels of at least 0, but has {x.min()}; renumber them."
+        )
+    top = int(x.max())
+    if top >= 2**63:  # identifiers that no tensor holds
+        known, x = np.unique(x, return_inverse=True)
+        x, top = x.reshape(shape) + (known[0] > 0), len(known)
+    return x.astype(np.uint8 if top < 2**8 else np.int32 if top < 2**31 else np.int64)
+
+# %% ../../nbs/data_modules/13_labels.ipynb #85d0a846
+_CODECS = {  # of TIFF, that may change values
+    "JPEG": (6, 7, 33007, 34892), "JPEG 2000": (33003, 33004, 33005, 34712),
+    "JPEG XL": (50002, 52546), "JPEG XR": (22610, 34934), "WebP": (50001,),
+}
+
+
+def _codec(path: str | Path) -> Optional[str]:
+    "How a file is compressed if that may change values, whatever its name; None if it does not."
+    if not Path(path).is_file(): return None
+    with open(path, "rb") as f: head = f.read(4)
+    if head[:3] == b"\xff\xd8\xff": return "JPEG"
+    if head[:2] not in (b"II", b"MM"): return None
+    with tifffile.TiffFile(path) as file: number = file.pages[0].compression
+    return next((name for name, numbers in _CODECS.items() if number in numbers), None)
+
+
+def _frayed(x: np.ndarray) -> bool:
+    "Whether many pixels differ from all four neighbours, as drawn labels do not."
+    alone = np.ones(x.shape, bool)
+    for axis in (-1, -2):
+        same = np.diff(x, axis=axis) == 0
+        pad = [(0, 0)] * x.ndim
+        for side in ((1, 0), (0, 1)):
+            pad[axis] = side
+            alone &= ~np.pad(same, pad)
+    return alone.sum() > 0.02 * max(1, np.count_nonzero(x))
+
+
+def _two_levels(counts: np.ndarray) -> Optional[int]:
+    "Of counts of the values 0 to 255: the upper of two levels, None where there are not two."
+    values = np.flatnonzero(counts)
+    low, high = int(values[0]), int(values[-1])
+    upper = np.arange(256) > high - (high - low) / 4
+    above = np.arange(256) > low + (high - low) / 4
+    if low > 8 or high < 64 or counts[upper].sum() < 0.6 * counts[above].sum(): return None
+    return int(np.argmax(counts * upper))
+
+
+def _sharp(x: np.ndarray, path: str | Path) -> np.ndarray:
+    "A mask without the fringes of JPEG; `DataError` where it cannot be told what was drawn."
+    if x.dtype not in (np.uint8, np.uint16): return x
+    counts = np.bincount(x.ravel(), minlength=256)
+    if np.count_nonzero(counts) < 3: return x
+    codec = _codec(path)
+    # the others have modes that keep every value
+    if codec is None or codec != "JPEG" and not _frayed(x): return x
+    narrow = x.dtype == np.uint8
+    level = _two_levels(counts) if narrow else None
+    if level is None:
+        raise DataError(
+            f"'{path}' holds labels as {codec}, which changes values and blurs edges, and has more"
+            " than two levels; save it anew from the original as PNG or TIFF without loss."
+        )
+    return np.where(x > level / 2, np.uint8(level), np.uint8(0))
