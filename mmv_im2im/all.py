@@ -1,5 +1,6 @@
 "Everything public, for notebooks: `from mmv_im2im.all import *`."
 from mmv_im2im.core import *
+from mmv_im2im.options import *
 from mmv_im2im.config.fields import *
 from mmv_im2im.config.data_section import *
 from mmv_im2im.config.sections import *
@@ -15,10 +16,13 @@ from mmv_im2im.postprocess import *
 from mmv_im2im.checkpoints import *
 from mmv_im2im.data_modules.files import *
 from mmv_im2im.data_modules.axes import *
+from mmv_im2im.data_modules.ome import *
 from mmv_im2im.data_modules.tiff import *
 from mmv_im2im.data_modules.zarr import *
 from mmv_im2im.data_modules.vendors import *
 from mmv_im2im.data_modules.images import *
+from mmv_im2im.data_modules.pairing import *
+from mmv_im2im.data_modules.tables import *
 from mmv_im2im.data_modules.layouts import *
 from mmv_im2im.data_modules.splitting import *
 from mmv_im2im.data_modules.samples import *
@@ -30,6 +34,10 @@ from mmv_im2im.data_modules.checks import *
 from mmv_im2im.data_modules.caching import *
 from mmv_im2im.data_modules.datasets import *
 from mmv_im2im.data_modules.partial_loading import *
+from mmv_im2im.data_modules.arguments import *
+from mmv_im2im.data_modules.held_out import *
+from mmv_im2im.data_modules.validation import *
+from mmv_im2im.data_modules.loaders import *
 from mmv_im2im.data_modules.data_module import *
 from mmv_im2im.data_modules.describe import *
 from mmv_im2im.data_modules.noise import *

@@ -5,7 +5,7 @@ from pathlib import Path
 PACKAGE = "mmv_im2im"
 # Floors of the house; a module imports from lower floors, or from its own floor without a circle.
 FLOORS = {
-    1: ("core",),
+    1: ("core", "options"),
     2: ("config", "metrics", "set_metrics", "vis", "tiling", "postprocess", "checkpoints"),
     3: ("data_modules", "models"),
     4: ("trainers", "inference"),

@@ -9,7 +9,7 @@ import torch
 
 from mmv_im2im.checkpoints import find_checkpoint, load_checkpoint
 from mmv_im2im.config import from_dict
-from mmv_im2im.data_modules import data_module
+from mmv_im2im.data_modules import validation
 from mmv_im2im.data_modules.data_module import Im2ImDataModule
 from mmv_im2im.data_modules.samples import simulate_set
 from mmv_im2im.inference.predictor import Predictor
@@ -59,7 +59,7 @@ def fitted(folder: Path, pairs: Path, model: Scripted, **trainer):
 @pytest.fixture
 def whole_at_the_end(monkeypatch):
     "Short runs may look at whole images, too."
-    monkeypatch.setattr(data_module, "_FINAL", 10)
+    monkeypatch.setattr(validation, "_FINAL", 10)
 
 
 def step_of(path: Path) -> int: return load_checkpoint(path)["global_step"]

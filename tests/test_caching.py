@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from mmv_im2im.core import DataError
 from mmv_im2im.data_modules.caching import DiskCache, SampleStore, cache_key, prepare_samples
-from mmv_im2im.data_modules.data_module import Im2ImDataModule, _Resumable
+from mmv_im2im.data_modules.data_module import Im2ImDataModule
+from mmv_im2im.data_modules.loaders import _Resumable
 from mmv_im2im.data_modules.datasets import PatchDataset
 from mmv_im2im.data_modules.images import write_image
 from mmv_im2im.models.fcn import FCN

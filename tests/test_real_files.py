@@ -14,7 +14,7 @@ from PIL import Image
 from mmv_im2im.core import DataError
 from mmv_im2im.data_modules import axes
 from mmv_im2im.data_modules.images import check_finite, image_info, read_image
-from mmv_im2im.data_modules.tiff import image_keys
+from mmv_im2im.data_modules.ome import image_keys
 from mmv_im2im.data_modules.layouts import find_samples
 
 X = np.random.default_rng(0).integers(0, 60000, (5, 40, 48)).astype("u2")

@@ -1,4 +1,5 @@
 "Reading, checking and showing configs: every public name of the folder."
+from ..options import DataOptions, option
 from .fields import *
 from .data_section import *
 from .sections import *

@@ -7,128 +7,15 @@ __all__ = ['DataConfig']
 
 # %% ../../nbs/config/01_data_section.ipynb #f876182d
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
-from .fields import _Strict, _check_section, option
+from .fields import _Strict, _check_section
 from ..core import ConfigError, check_spec, did_you_mean
-
-# %% ../../nbs/config/01_data_section.ipynb #79aa2f29
-@dataclass
-class _Files:
-    "Where the images are, and which belong together."
-    # Folder with the images, a csv, or two of them: {train: ..., val: ...}
-    path: Any = option(None, path=True)
-    # How the images are organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
-    # names (folders), a table of paths (csv), folders train and val (split), or found out (auto)
-    layout: str = option("auto", choices=("auto", "suffix", "folders", "csv", "split"))
-    # Every source has its target (paired), the two are separate collections (unpaired), or there
-    # are sources alone (source)
-    pairing: str = option("paired", choices=("paired", "unpaired", "source"))
-    nested: bool = False  # Search sub-folders, too
-    source: str = "IM"  # Sub-folder, or suffix, of the source images
-    target: str = "GT"  # Sub-folder, or suffix, of the target images
-    # Sub-folder, or suffix, of the optional cost maps: weight per pixel, 0 = ignore
-    costmap: str = "CM"
-    # What a target is: intensities (image) or object numbers and classes (label)
-    target_kind: str = option("image", choices=("image", "label"))
-    # What labels are made into: objects numbered from 1 (instances), numbers kept (classes), 0 and
-    # 1 (binary); null = as they are in the file
-    label_kind: Optional[str] = option(None, choices=("instances", "classes", "binary"))
-
-# %% ../../nbs/config/01_data_section.ipynb #61734c73
-@dataclass
-class _Reading:
-    "What is read of each file."
-    # Channels of the source file to use, counted from 0; null = all
-    source_channels: Optional[List[int]] = option(None, low=0)
-    # Channels of the target file to use, counted from 0; null = all
-    target_channels: Optional[List[int]] = option(None, low=0)
-    # Axes of source files that do not say, or say wrongly, such as 'CYX'; null = ask the file
-    source_axes: Optional[str] = None
-    target_axes: Optional[str] = None  # The same for target files
-    scene: int = option(0, low=0)  # Which image of a file that holds several
-    # Which resolution of a file that holds several, 0 = the finest
-    level: int = option(0, low=0)
-    # Planes in Z to use, counted from 0; null = all
-    planes: Optional[List[int]] = option(None, low=0)
-    time_points: bool = False  # Take every time point of a movie as a sample of its own
-
-# %% ../../nbs/config/01_data_section.ipynb #0fd5e4a4
-@dataclass
-class _Patches:
-    "How images are split and cut."
-    # Hold back whole files, a region of each image, or scattered pixels for validation; auto = by
-    # files where there are at least 5, else by regions
-    split: str = option("auto", choices=("auto", "files", "regions", "pixels"))
-    val_fraction: float = option(0.2, low=0.01, high=0.9)  # Part held back for validation
-    # Pixels between the training and the validation region that neither uses
-    gap: int = option(16, low=0)
-    # Training patch in pixels, [Y, X] or [Z, Y, X]; its length decides between 2D and 3D
-    patch: Tuple[int, ...] = option((128, 128), low=1)
-    # Random patches of each image per epoch; null = as many as cover it
-    patches_per_image: Optional[int] = option(None, low=1)
-    # Where patches are cut: anywhere (random), around foreground, where the cost map is large
-    # (costmap), or side by side (grid)
-    sampling: str = option("random", choices=("random", "foreground", "costmap", "grid"))
-    # Draw a patch again, up to 20 times, where less than this part of it is foreground
-    min_foreground: float = option(0.0, low=0, high=1)
-    batch_size: int = option(8, low=1)  # Patches per training step and process
-    # Processes that load data beside the training; 0 = none, null = chosen for the machine
-    num_workers: Optional[int] = option(None, low=0)
-    # Other arguments of torch's DataLoader, instead of those chosen for the machine: pin_memory,
-    # persistent_workers, prefetch_factor, timeout, multiprocessing_context
-    loader: Dict[str, Any] = option({})
-
-# %% ../../nbs/config/01_data_section.ipynb #c09b4463
-_DEFAULT_AUGMENT = [
-    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -1},
-    {"_target_": "RandFlipd", "prob": 0.5, "spatial_axis": -2},
-    {"_target_": "RandRotate90d", "prob": 0.5, "max_k": 1, "spatial_axes": [-2, -1]},
-]
-
-
-@dataclass
-class _Preparation:
-    "How pixels become what a network takes."
-    isotropic: bool = False  # Resample Z so that voxels are as deep as they are wide
-    # Voxel size [Z, Y, X] in micrometres of files that do not say; null = the files say
-    pixel_size: Optional[List[float]] = option(None, low=0)
-    # Pad every image to a multiple of so many pixels
-    pad_multiple: int = option(1, low=1)
-    # Normalisation of the source; null = none
-    source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})
-    target_norm: Optional[Dict[str, Any]] = None  # Normalisation of an image target; null = none
-    # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map;
-    # [] = none
-    augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)
-
-# %% ../../nbs/config/01_data_section.ipynb #153daaf5
-@dataclass
-class _Keeping:
-    "What is validated on, and what is kept where."
-    # Pixels that are validated per epoch, on average, spread over all held-out images; null = a
-    # tenth of those that an epoch trains on
-    val_pixels: Optional[int] = option(None, low=1024)
-    val_patches: bool = False  # Validate on fixed patches instead of whole images
-    # Keep prepared images: in memory while there is room, on disk for later runs, too, or not
-    cache: str = option("memory", choices=("none", "memory", "disk"))
-    cache_gb: float = option(2.0, low=0)  # Room in memory, in GB per process
-    # Folder of the cache on disk; null = the user's cache folder
-    cache_dir: Optional[str] = option(None, path=True)
-    # Room on disk, in GB; what was not used for longest leaves first; null = no limit
-    cache_limit_gb: Optional[float] = option(None, low=0)
-    # Where the disk is full: stop, or go on without caching more (skip)
-    cache_full: str = option("stop", choices=("stop", "skip"))
-    # Fraction of the training images that is in memory at a time; null = all
-    portion: Optional[float] = option(None, low=0.0001, high=1)
-    # Another portion takes its place every so many epochs
-    portion_epochs: int = option(1, low=1)
+from ..options import DataOptions
 
 # %% ../../nbs/config/01_data_section.ipynb #2356855d
 @dataclass
-class DataConfig(
-    _Strict, _Keeping, _Preparation, _Patches, _Reading, _Files, section="data"
-):
+class DataConfig(DataOptions, _Strict, section="data"):
     "Where the images are and how they become batches."
     def __post_init__(self): _check_data(self)
 

@@ -15,15 +15,17 @@ import yaml
 from ..core import ConfigError
 
 # %% ../../nbs/config/03_reading.ipynb #62e703e4
+_RESOLVED = ("float", "bool", "timestamp", "int")  # YAML 1.1 rules that are left out
+
+
 class _StrictLoader(yaml.SafeLoader):
     "SafeLoader with the numbers and booleans of YAML 1.2, without dates, refusing duplicate keys."
+    yaml_implicit_resolvers = {
+        k: [(tag, rx) for tag, rx in v if tag.rpartition(":")[2] not in _RESOLVED]
+        for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_RESOLVED = ("float", "bool", "timestamp", "int")  # YAML 1.1 rules that are left out
-_StrictLoader.yaml_implicit_resolvers = {
-    k: [(tag, rx) for tag, rx in v if tag.rpartition(":")[2] not in _RESOLVED]
-    for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<"), ["<"])
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")

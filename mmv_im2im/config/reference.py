@@ -58,7 +58,7 @@ def _section_keys(cls: type, prefix: str) -> list[dict]:
             "type": _type_text(hints[f.name]),
             "default": shown.removesuffix("...\n").strip(),
             "allowed": ", ".join(meta.get("choices") or limits),
-            "help": " ".join((comments.get(f.name) or "").split()),
+            "help": " ".join((comments.get(f.name) or "").split()).replace("None = ", "null = "),
         })
     return rows
 

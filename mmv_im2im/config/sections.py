@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
 from .data_section import DataConfig
-from .fields import _Strict, _check_section, _fits, option
+from .fields import _Strict, _check_section, _fits
 from ..core import ConfigError, check_spec
+from ..options import option
 
 # %% ../../nbs/config/02_sections.ipynb #049701f8
 @dataclass
