@@ -57,7 +57,7 @@ def apart(preds: Images, targets: Images) -> float:
 
 def by_own_range(model: Predictor, preds: Images, targets: Images) -> tuple[Images, Images]:
     "Predictions and targets as training compares them: a mask does not tell how bright an image is."
-    norm, stats = model.recipe.target_norm, model.recipe.target_stats
+    norm, stats = model.preprocessing.target_norm, model.preprocessing.target_stats
     return [norm(p[None], stats)[0] for p in preds], [norm(t[None])[0] for t in targets]
 
 
@@ -200,9 +200,9 @@ def holograms(pictures: Optional[str], seeds: int) -> None:
         read = lambda part, key: [read_image(f)[0, :, 0].astype(float) for f in list_images(folder / part / key)]
         holo, bright, known = read("test", "IM"), read("test", "GT"), read("train", "GT")
         preds = [p.astype(float) for p in predictions(Predictor(made.last, dtype="float32"), folder)]
-        grey = [np.repeat(x, 3, 0) for x in holo]
-        swd = {k: sliced_wasserstein(x, bright) for k, x in {"ours": preds, "holograms": grey, "other brightfield": known}.items()}
-        plain = {k: sliced_wasserstein(x, bright, normalise=False) for k, x in {"ours": preds, "matched": matched(holo, known)}.items()}
+        gray = [np.repeat(x, 3, 0) for x in holo]
+        swd = {k: sliced_wasserstein(x, bright) for k, x in {"ours": preds, "holograms": gray, "other brightfield": known}.items()}
+        plain = {k: sliced_wasserstein(x, bright, normalize=False) for k, x in {"ours": preds, "matched": matched(holo, known)}.items()}
         print(f"figure holo_swd_ratio: {swd['ours'] / swd['holograms']:.3f} (ours {swd['ours']:.3f}, holograms {swd['holograms']:.3f}, other"
               f" brightfield images {swd['other brightfield']:.3f}; to reach 0.9, aim 0.6; {minutes:.1f} minutes)", flush=True)
         print(f"figure holo_plain_ratio: {plain['ours'] / plain['matched']:.3f} (ours {plain['ours']:.3f}, holograms with matched channels"

@@ -49,7 +49,7 @@ def link_pairs(source: Path, folder: Path, n: int) -> Path:
 
 
 def module(folder: Path, **more) -> Im2ImDataModule:
-    "A data module of 3D pairs, normalised, without augmentation."
+    "A data module of 3D pairs, normalized, without augmentation."
     usual = dict(patch=PATCH, batch_size=8, source_norm=Standard(), target_norm=Standard(), num_workers=0, val_pixels=1024)
     return Im2ImDataModule(folder, **usual | more)
 
@@ -113,13 +113,13 @@ class Peak(threading.Thread):
             time.sleep(0.02)
 
 
-def memory_of_an_epoch(folder: str, portion: str, epochs: str) -> None:
+def memory_of_an_epoch(folder: str, partial_loading: str, epochs: str) -> None:
     "In a process of its own: print idle memory, the peak of each epoch, and the pauses, as Python literals."
     module(Path(folder), cache="none")
     idle = anonymous()
     part = float(portion) or None
     many = dict(cache="memory", cache_gb=100, patches_per_image=12)  # an epoch of as many steps
-    data = module(Path(folder), val_fraction=0.01, **dict(portion=part, cache="none") if part else many)
+    data = module(Path(folder), val_fraction=0.01, **dict(partial_loading=part, cache="none") if part else many)
     peaks, pauses, lengths, ended = [], [], [], None
     peak = Peak()
     loader = data.train_dataloader()

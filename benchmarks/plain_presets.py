@@ -146,7 +146,7 @@ def smoothed(score: Callable[[Images, Images], float]) -> Callable[[Path], Image
     return results
 
 
-def colours(folder: Path, part: str, key: str) -> Images:
+def colors(folder: Path, part: str, key: str) -> Images:
     "Images `(C, Y, X)`, or stacks `(C, Z, Y, X)`."
     found = [read_image(f)[0].astype(float) for f in list_images(folder / part / key)]
     return [x[:, 0] if x.shape[1] == 1 else x for x in found]
@@ -154,7 +154,7 @@ def colours(folder: Path, part: str, key: str) -> Images:
 
 def with_brightness(folder: Path) -> Images:
     "The sources with mean and spread of the training targets."
-    sources, known = colours(folder, "test", "IM"), colours(folder, "train", "GT")
+    sources, known = colors(folder, "test", "IM"), colors(folder, "train", "GT")
     if len(sources[0]) == len(known[0]): return [_like(x, known) for x in sources]
     return matched(sources, known)
 
@@ -174,7 +174,7 @@ def _like(x: np.ndarray, known: Images) -> np.ndarray:
 def nearness(preds: Images, targets: Images) -> float:
     "Minus the sliced Wasserstein distance of the sets, brightness included; of stacks, of their planes."
     def flat(images): return [p for x in images for p in (np.moveaxis(x, 1, 0) if x.ndim == 4 else [x if x.ndim == 3 else x[None]])]
-    return -sliced_wasserstein(flat(preds), flat(targets), normalise=False)
+    return -sliced_wasserstein(flat(preds), flat(targets), normalize=False)
 
 
 def affine(preds: Images, targets: Images) -> float:
@@ -239,7 +239,7 @@ def results(checkpoint: Path, folder: Path) -> Images:
 
 def targets_of(plain: Plain, folder: Path) -> Images:
     "Targets of the test part."
-    if plain.channels: return colours(folder, "test", "GT")
+    if plain.channels: return colors(folder, "test", "GT")
     return [x.squeeze() for x in of_pairs(folder, "test")[1]]
 
 
@@ -270,7 +270,7 @@ def run_preset(name: str, plain: Plain, max_time: Optional[str], pictures: Optio
         print(f"  {'holds' if good else 'FALLS SHORT'}: best at least last - 0.005 and above the trivial answer"
               + (f", at least {plain.bar}" if plain.bar else ""), flush=True)
         if pictures:
-            shown = {"source": colours(folder, "test", "IM")[0]} | {k: p[0] for k, p in preds.items()} | {"target": targets[0]}
+            shown = {"source": colors(folder, "test", "IM")[0]} | {k: p[0] for k, p in preds.items()} | {"target": targets[0]}
             save_figure(show_images([middle(x) for x in shown.values()], list(shown)), pictures / f"{name}.png")
 
 

@@ -42,7 +42,7 @@ def signal(pred: np.ndarray, clean: np.ndarray) -> float:
 
 
 def denoise(name: str, image: np.ndarray, axes: str, **trainer) -> tuple[np.ndarray, float]:
-    "The image by a model that learnt from it alone, and the seconds of processor time that training took."
+    "The image by a model that learned from it alone, and the seconds of processor time that training took."
     with tempfile.TemporaryDirectory() as d:
         write_image(Path(d) / "noisy" / "image.tif", image, axes)
         quiet = {"enable_progress_bar": False, "pictures": 0, "logger": False}

@@ -107,8 +107,8 @@ def of_pairs(folder: Path, part: str, channel: int = 0) -> tuple[Images, Images]
     return [x[:, 0] if x.shape[1] == 1 else x for x in sources], [x[0] if x.shape[0] == 1 else x for x in targets]
 
 
-def neighbourhood(source: np.ndarray, size: int = 5) -> np.ndarray:
-    "For each pixel those around it in all planes, normalised, and a constant: `(pixels, features)`."
+def neighborhood(source: np.ndarray, size: int = 5) -> np.ndarray:
+    "For each pixel those around it in all planes, normalized, and a constant: `(pixels, features)`."
     x = (source - source.mean((1, 2), keepdims=True)) / source.std((1, 2), keepdims=True)
     x = np.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2)], mode="reflect")
     around = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))
@@ -117,13 +117,13 @@ def neighbourhood(source: np.ndarray, size: int = 5) -> np.ndarray:
 
 
 def linear_regression(folder: Path, channel: int = 0) -> Images:
-    "Predictions of the test part by the best linear function of a 5x5 neighbourhood."
+    "Predictions of the test part by the best linear function of a 5x5 neighborhood."
     a = b = 0
     for x, y in zip(*of_pairs(folder, "train", channel)):
-        f = neighbourhood(x)
+        f = neighborhood(x)
         a, b = a + f.T @ f, b + f.T @ y.ravel()
     w = np.linalg.lstsq(a, b, rcond=None)[0]
-    return [(neighbourhood(x) @ w).reshape(x.shape[1:]) for x in of_pairs(folder, "test")[0]]
+    return [(neighborhood(x) @ w).reshape(x.shape[1:]) for x in of_pairs(folder, "test")[0]]
 
 
 def otsu(folder: Path, sigmas: Iterable[float] = (0, 1)) -> Images:

@@ -6,7 +6,8 @@ from sys import meta_path
 # Modules by the names that they had, so that imports that people have written still work
 MOVED = {
     "callbacks": "trainers.callbacks", "tuning": "trainers.tuning", "report": "trainers.report",
-    "distances": "set_metrics", "data_modules.recipe": "data_modules.preprocessing data_modules.checks",
+    "distances": "set_metrics",
+    "data_modules.recipe": "data_modules.preprocessing data_modules.checks",
     "data_modules.transforms":
         "data_modules.normalization data_modules.labels data_modules.augmentation",
 }
@@ -29,6 +30,9 @@ class _Moved:
         for new in MOVED[module.__name__.partition(".")[2]].split():
             found = vars(import_module(f"{__name__}.{new}"))
             vars(module).update({k: v for k, v in found.items() if not k.startswith("__")})
+        module.__getattr__ = lambda name: import_module(f"{__name__}.core").moved(
+            f"{__name__}.{new}", name
+        )
 
 
 meta_path.insert(0, _Moved)

@@ -166,7 +166,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self,
         metrics: dict,  # Figures by name, and `epoch`
-        step: Optional[int] = None,  # Optimisation steps done
+        step: Optional[int] = None,  # Optimization steps done
     ):
         "Add figures to the row of their epoch and step."
         epoch = int(metrics.get("epoch", self.epoch_of_run()))
@@ -194,7 +194,7 @@ def save(self: MetricsCSV):
 @patch
 @rank_zero_only
 def cut(self: MetricsCSV,
-    step: int,  # Optimisation steps that the checkpoint has behind it
+    step: int,  # Optimization steps that the checkpoint has behind it
     # Mean losses of the epoch that ended with the checkpoint, by name, and its number `epoch`
     ended: Optional[dict] = None,
 ):

@@ -127,7 +127,7 @@ def _check(cfg: Config, trust: Sequence[str]) -> int:
     from mmv_im2im.trainers.tuning import estimate
     cfg, model, data = prepare(cfg, trust)
     for s in data.items[:3]:
-        shape = lambda k: data.recipe.shape(k, s[k], s.get("time"))
+        shape = lambda k: data.preprocessing.shape(k, s[k], s.get("time"))
         print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
     dims = cfg.data.spatial_dims
     stride, halo = model.probe(model.network_channels(data.in_channels, dims), dims)

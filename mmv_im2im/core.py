@@ -218,14 +218,28 @@ def target_name(
     return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
 # %% ../nbs/00_core.ipynb #a7c1e002
+_RENAMED = {  # Public names, by those that they had
+    "Recipe": "Preprocessing", "Outcome": "FolderResult", "Centre": "Center",
+    "PortionLoader": "PartialLoader", "neighbours": "neighbors", "DISTANCES": "SET_METRICS",
+    "check_distances": "check_set_metrics",
+}
+_INSTEAD = {  # What does the work of names that are gone
+    "image_metrics": "call `regression_metrics` or `segmentation_metrics`",
+    "split_metrics": "call `module.task.sorted_metrics`, of a task",
+    "metric_names": "call `module.task.checked_metrics`, of a task",
+    "check_target_kind": "call `module.task.check_targets`, of a task",
+}
+
+
 def moved(
     module: str,  # Where a name is looked for in vain, `__name__` of the module that asks
     name: str,  # The name
 ) -> Any:  # What it stands for
-    "A public name that lies in another module of the same folder; `AttributeError` if none has it."
-    package = module.rpartition(".")[0]
+    "A public name that has moved within its folder, or is called otherwise; else an error."
+    if name in _INSTEAD: raise ImportError(f"there is no `{name}` in {module}: {_INSTEAD[name]}.")
+    package, name = module.rpartition(".")[0], _RENAMED.get(name, name)
     for m in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if name.startswith("_") or f"{package}.{m.name}" == module: continue
+        if name.startswith("_") or m.ispkg: continue
         other = importlib.import_module(f"{package}.{m.name}")
         if name in getattr(other, "__all__", ()): return getattr(other, name)
     raise AttributeError(f"module '{module}' has no attribute '{name}'")
@@ -244,7 +258,7 @@ def find_class(
             f"`{key}` must be the name of {_a(noun)}, such as 'UNet' or 'package.module.Class'; got"
             f" {name!r}."
         )
-    base = _load(base_name)
+    base, name = _load(base_name), _RENAMED.get(name, name)
     if "." in name: return _find_dotted(name, base, noun, key, trust)
     for module in _modules(namespaces):
         found = getattr(module, name, None)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Optional, Sequence
 import numpy as np
 import torch
 
-from .core import ConfigError, DataError, did_you_mean
+from .core import ConfigError, DataError, did_you_mean, moved
 
 # %% ../nbs/02_metrics.ipynb #f01277d4
 def _tensor(x: Any) -> torch.Tensor:
@@ -137,7 +137,7 @@ def psnr(
 
 # %% ../nbs/02_metrics.ipynb #e48b62be
 def _nrmse(m: _Moments) -> float:
-    "Normalised root mean squared error from the moments."
+    "Normalized root mean squared error from the moments."
     return math.sqrt(m.mse) / m.span_t if m.span_t else math.nan
 
 
@@ -215,7 +215,7 @@ def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor],
     p, t, offset = _scaled(p, t, seen, R)
     share = 1 if seen is None else _windowed(seen.to(p))
     mp, mt, squares, product = (_windowed(x) / share for x in (p, t, p * p + t * t, p * t))
-    # p and t are centred, which leaves variances and mp - mt as they are
+    # p and t are centerd, which leaves variances and mp - mt as they are
     variances, covariance = squares - mp ** 2 - mt ** 2, product - mp * mt
     c1, c2 = 0.01 ** 2, 0.03 ** 2
     light = 1 - (mp - mt) ** 2 / ((mp + offset) ** 2 + (mt + offset) ** 2 + c1)
@@ -396,7 +396,7 @@ def hausdorff95(
     pred: Any,  # Predicted labels `([Z,] Y, X)`: bool or whole numbers
     target: Any,  # True labels, same shape
     num_classes: Optional[int] = None,  # Above 2: mean over classes 1...K-1; else label > 0
-    spacing: Optional[Sequence[float]] = None,  # Pixel size along each axis, say in micrometres
+    spacing: Optional[Sequence[float]] = None,  # Pixel size along each axis, say in micrometers
     weight: Any = None,  # Weight per pixel, 0 = ignore
     multilabel: bool = False,  # Masks `(K, [Z,] Y, X)`, each channel a class of its own
 ) -> float:  # In pixels or the unit of `spacing`, 0 is perfect; NaN where both are empty
@@ -528,3 +528,6 @@ def segmentation_metrics(
     out = {k: out[k] for k in names}
     if 'dice' not in names or len(n.both) == 1: return out
     return out | {f'dice_c{k}': v for k, v in _class_dice(n).items()}
+
+# %% ../nbs/02_metrics.ipynb #1615d8b7
+def __getattr__(name): return moved(__name__, name)

@@ -38,7 +38,7 @@ class _Files(_Part):
     "Where the images are, and which belong together."
     # Folder with the images, a csv, or two of them: {train: ..., val: ...}
     path: Any = option(None, path=True)
-    # How the images are organised: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
+    # How the images are organized: `a_IM.tif` beside `a_GT.tif` (suffix), sub-folders with equal
     # names (folders), a table of paths (csv), folders train and val (split), or found out (auto)
     layout: str = option("auto", choices=("auto", "suffix", "folders", "csv", "split"))
     # Every source has its target (paired), the two are separate collections (unpaired), or there
@@ -111,13 +111,13 @@ _DEFAULT_AUGMENT = [
 class _Preparation(_Patches):
     "How pixels become what a network takes."
     isotropic: bool = False  # Resample Z so that voxels are as deep as they are wide
-    # Voxel size [Z, Y, X] in micrometres of files that do not say; None = the files say
+    # Voxel size [Z, Y, X] in micrometers of files that do not say; None = the files say
     pixel_size: Optional[List[float]] = option(None, low=0)
     # Pad every image to a multiple of so many pixels
     pad_multiple: int = option(1, low=1)
-    # Normalisation of the source; None = none
+    # Normalization of the source; None = none
     source_norm: Optional[Dict[str, Any]] = option({"_target_": "Percentile"})
-    target_norm: Optional[Dict[str, Any]] = None  # Normalisation of an image target; None = none
+    target_norm: Optional[Dict[str, Any]] = None  # Normalization of an image target; None = none
     # Random changes, MONAI dictionary transforms by name, alike for source, target and cost map;
     # [] = none
     augment: List[Dict[str, Any]] = option(_DEFAULT_AUGMENT)
@@ -140,9 +140,9 @@ class DataOptions(_Preparation):
     # Where the disk is full: stop, or go on without caching more (skip)
     cache_full: str = option("stop", choices=("stop", "skip"))
     # Fraction of the training images that is in memory at a time; None = all
-    portion: Optional[float] = option(None, low=0.0001, high=1)
+    partial_loading: Optional[float] = option(None, low=0.0001, high=1)
     # Another portion takes its place every so many epochs
-    portion_epochs: int = option(1, low=1)
+    partial_loading_epochs: int = option(1, low=1)
 
 # %% ../nbs/01_options.ipynb #536ce781
 def _takes(names: str = "") -> Callable:

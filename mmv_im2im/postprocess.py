@@ -188,7 +188,7 @@ class FillHoles(Postprocess):
         gaps = _regions(x == 0, 1)
         n = int(gaps.max()) + 1
         low, high = np.full(n, np.iinfo(np.int64).max), np.zeros(n, np.int64) # labels beside a gap
-        for gap, label in _neighbours(gaps, x):
+        for gap, label in _neighbors(gaps, x):
             np.minimum.at(low, gap, label)
             np.maximum.at(high, gap, label)
         hole = low == high
@@ -197,7 +197,7 @@ class FillHoles(Postprocess):
         return np.where(hole[gaps], low[gaps].astype(x.dtype), x)
 
 
-def _neighbours(gaps: np.ndarray, labels: np.ndarray):
+def _neighbors(gaps: np.ndarray, labels: np.ndarray):
     "Yield the numbers of gaps and the labels beside them, along each axis in both directions."
     for axis in range(gaps.ndim):
         n = gaps.shape[axis]
@@ -255,7 +255,7 @@ class Watershed(Postprocess):
     takes = "probabilities"
 
     def __init__(self,
-        distance: int = 5,  # Least distance of two centres, in pixels
+        distance: int = 5,  # Least distance of two centers, in pixels
         sigma: float = 1.0,  # Smoothing of the distances, in pixels; 0 = none
     ):
         self.distance = _number("Watershed", "distance", distance, 1, whole=True)

@@ -68,7 +68,7 @@ def unpad(
 
 # %% ../nbs/05_tiling.ipynb #bb8e11d0
 def _bell(tile: Sequence[int]) -> torch.Tensor:
-    "Weight of each pixel of a tile: 1 at the centre, `exp(-8)` amid each edge, never 0."
+    "Weight of each pixel of a tile: 1 at the center, `exp(-8)` amid each edge, never 0."
     w = torch.ones((), dtype=torch.float32)
     for n in tile: w = w[..., None] * gaussian(n, std=n / 8, dtype=w.dtype)
     return w
@@ -202,7 +202,7 @@ def _probing(net: nn.Module):
     modes = {m: m.training for m in net.modules()}
     buffers = {b: b.detach().clone() for b in net.buffers()}
     device = next(itertools.chain(net.parameters(), net.buffers()), torch.empty(0)).device
-    # on CUDA, cuDNN's fast convolutions mix neighbouring pixels, so that a NaN would spread too far
+    # on CUDA, cuDNN's fast convolutions mix neighboring pixels, so that a NaN would spread too far
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), torch.no_grad(), \
             torch.backends.cudnn.flags(enabled=False):
         try: yield net.eval() and device

@@ -55,7 +55,7 @@ def _guess_axes(shape: Sequence[int]) -> str:
 def _plane(
     image: Any,  # Array or tensor, 2 to 5 axes
     axes: Optional[str] = None,  # For example 'CZYX'; None guesses
-) -> tuple[np.ndarray, str]:  # (Y, X), or (Y, X, 3) in colour, and what was picked, such as 'z=7'
+) -> tuple[np.ndarray, str]:  # (Y, X), or (Y, X, 3) in color, and what was picked, such as 'z=7'
     "One plane to look at."
     x = _array(image)
     if axes is None:
@@ -83,7 +83,7 @@ def _range(*images: np.ndarray) -> tuple[float, float]:
 
 
 def _is_labels(plane: np.ndarray) -> bool:
-    "True for a mask or a label image: whole numbers, neighbours in the foreground mostly equal."
+    "True for a mask or a label image: whole numbers, neighbors in the foreground mostly equal."
     if plane.ndim != 2 or plane.dtype.kind not in 'biu': return False
     if plane.dtype.kind == 'b' or plane.max(initial=0) <= 1: return True
     a, b = plane[:, :-1], plane[:, 1:]
@@ -92,12 +92,12 @@ def _is_labels(plane: np.ndarray) -> bool:
 
 
 def _label_colors(plane: np.ndarray) -> np.ndarray:
-    "Colours `(Y, X, 3)` for labels: 0 black, a mask white, each of several labels its own colour."
+    "Colors `(Y, X, 3)` for labels: 0 black, a mask white, each of several labels its own color."
     k = plane.astype(np.int64)
     if len(np.unique(k[k != 0])) <= 1: return np.repeat((k != 0)[..., None] * 1., 3, axis=-1)
     hsv = np.stack([k * 0.618034 % 1, 0.45 + 0.5 * (k * 0.367879 % 1),
                     0.75 + 0.25 * (k * 0.754878 % 1)], -1)
-    # steps of irrational size: close labels, distant colours
+    # steps of irrational size: close labels, distant colors
     return hsv_to_rgb(hsv) * (k != 0)[..., None]
 
 # %% ../nbs/04_vis.ipynb #78f42c43
@@ -106,7 +106,7 @@ def _panel(
     vmin: Optional[float] = None, vmax: Optional[float] = None,
     labels: Optional[bool] = None, bar: str = '',
 ):
-    "Draw one plane: colours as they are, labels in colours, intensities from `vmin` to `vmax`."
+    "Draw one plane: colors as they are, labels in colors, intensities from `vmin` to `vmax`."
     ax.set_title(title, fontsize=10)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_color('0.7')
@@ -134,7 +134,7 @@ def show_images(
     images: Sequence[Any],  # Arrays or tensors, 2 to 5 axes each
     titles: Optional[Sequence[str]] = None,  # One for each image
     ncols: int = 4,  # Panels in a row
-    cmap: str = 'gray',  # matplotlib colour map of intensities
+    cmap: str = 'gray',  # matplotlib color map of intensities
     vmin: Optional[float] = None,  # Value shown black; None: percentile 0.5 of each image
     vmax: Optional[float] = None,  # Value shown white; None: percentile 99.5 of each image
     size: float = 3,  # Width of a panel in inches
@@ -194,9 +194,9 @@ def _overlay(ax, pred: np.ndarray, target: np.ndarray, num_classes: Optional[int
 
 # %% ../nbs/04_vis.ipynb #cd0a4de2
 def _difference(ax, pred: np.ndarray, target: np.ndarray):
-    "Prediction minus target, symmetric about 0, with a colour bar."
+    "Prediction minus target, symmetric about 0, with a color bar."
     d = pred.astype(np.float32) - target.astype(np.float32)
-    if d.ndim == 3: d = d.mean(-1) # colour
+    if d.ndim == 3: d = d.mean(-1) # color
     span = max(-_range(d)[0], _range(d)[1]) if np.any(d) else 1.
     _panel(ax, d, 'difference', 'RdBu_r', -span, span, labels=False, bar='prediction − target')
 

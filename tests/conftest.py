@@ -30,7 +30,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
-    "Six images of 64 x 64 pixels with labelled nuclei, only to be read; one is held back for validation unless a test says otherwise."
+    "Six images of 64 x 64 pixels with labeled nuclei, only to be read; one is held back for validation unless a test says otherwise."
     from mmv_im2im.data_modules.samples import simulate_set
     return simulate_set(tmp_path_factory.mktemp("pairs"), 6, (64, 64), source="nuclei", target="labels")
 

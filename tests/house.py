@@ -13,7 +13,7 @@ FLOORS = {
 }
 # Folders of one floor that share nothing but the batch
 APART = ({"data_modules", "models"},)
-# Files that are no rooms of the house: nothing is learnt from their imports
+# Files that are no rooms of the house: nothing is learned from their imports
 NO_ROOM = ("__init__", "_modidx")
 
 

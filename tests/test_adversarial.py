@@ -314,7 +314,7 @@ def test_evaluate_with_and_without_pairs(tmp_path, pairs, segmenter, capsys):
 
 
 def test_pictures_of_collections_without_pairs(tmp_path):
-    "Images of other sizes and channels side by side, for masks and for colours."
+    "Images of other sizes and channels side by side, for masks and for colors."
     rng = np.random.default_rng(0)
     for i in range(6):
         write_image(tmp_path / "in" / "IM" / f"{i}.tif", rng.integers(0, 255, (40, 48), np.uint8), "YX")
@@ -342,7 +342,7 @@ def test_a_model_made_by_hand_is_given_both_networks(tmp_path, pairs):
     assert model.clip_val == 1.0
     image = read_image(next((pairs / "IM").iterdir())).squeeze()
     out = Predictor(tmp_path / "hand", net=(net(), net()), device="cpu")(image)
-    with torch.no_grad(): expected = model.eval().predict_raw(torch.from_numpy(data.recipe.normalise("IM", image[None]))[None])[0, 0]
+    with torch.no_grad(): expected = model.eval().predict_raw(torch.from_numpy(data.preprocessing.normalize("IM", image[None]))[None])[0, 0]
     assert np.allclose(out, expected.numpy() if out.dtype == np.float32 else np.round(expected.numpy().clip(0)), atol=1)
 
 

@@ -110,7 +110,7 @@ NO_IMAGE = {
     "a palette": (lambda x: Image.fromarray((x % 256).astype(np.uint8)).convert("P"), "'P'"),
     "hidden pixels": (lambda x: np.ma.masked_greater(x, x.mean()), "masked"),
     "a row": (lambda x: x[0], "(64,)"),
-    "colours": (lambda x: np.stack([x] * 3, -1), "(64, 64, 3)"),
+    "colors": (lambda x: np.stack([x] * 3, -1), "(64, 64, 3)"),
     "seven of them": (lambda x: np.stack([x] * 7), "TYX"),
     "seven with a channel": (lambda x: np.stack([x[None]] * 7), "TYX"),
     "six axes": (lambda x: x[None, None, None, None], "axes"),
@@ -237,7 +237,7 @@ def plain(segmenter):
 def test_scene_and_voxels(plain, image, tmp_path, monkeypatch):
     "The scene of training is read, its voxel size stretches it and is written."
     model = plain()
-    model.recipe.scene, model.recipe.planes = 1, [2]
+    model.preprocessing.scene, model.preprocessing.planes = 1, [2]
     (tmp_path / "in").mkdir()
     write_scenes(tmp_path / "in" / "a.ome.tif", np.stack([image] * 4))
     np.testing.assert_array_equal(model(tmp_path / "in" / "a.ome.tif"), model(image))
@@ -248,7 +248,7 @@ def test_scene_and_voxels(plain, image, tmp_path, monkeypatch):
 def test_level(plain, image, tmp_path):
     "Of a coarser level the pixels are larger, in the result, too."
     model = plain()
-    model.recipe.level = 1
+    model.preprocessing.level = 1
     write_levels(tmp_path / "a.ome.tif", image)
     np.testing.assert_array_equal(model(tmp_path / "a.ome.tif"), model(image[::2, ::2]))
     outcome = model.predict_folder(tmp_path / "a.ome.tif", tmp_path / "out", progress=False)
@@ -259,13 +259,13 @@ def test_level(plain, image, tmp_path):
 @pytest.mark.parametrize("planes, z", [([0], 2.0), ([0, 2, 4], 4.0), ([4, 2], 4.0), ([0, 1, 3], None), (None, 2.0)])
 def test_planes_are_farther_apart_where_some_are_left_out(planes, z, plain):
     model = plain()
-    model.recipe.planes = planes
+    model.preprocessing.planes = planes
     assert model._size_of_result((2.0, 0.5, 0.5)) == (z, 0.5, 0.5)
 
 
 def test_pixel_size_of_files_that_do_not_say(plain, image, tmp_path):
     model = plain()
-    model.recipe.pixel_size = [1.0, 0.2, 0.2]
+    model.preprocessing.pixel_size = [1.0, 0.2, 0.2]
     tifffile.imwrite(tmp_path / "a.tif", image)
     outcome = model.predict_folder([tmp_path / "a.tif"], tmp_path / "out", progress=False)
     assert image_info(outcome.done[0]).pixel_size[1:] == (0.2, 0.2)
@@ -274,7 +274,7 @@ def test_pixel_size_of_files_that_do_not_say(plain, image, tmp_path):
 def test_axes_and_channels(plain, image, tmp_path):
     "Axes that only training was told, and channels that it chose, hold for files and for arrays."
     model = plain()
-    model.recipe.axes["IM"], model.recipe.channels["IM"] = "CYX", [1]
+    model.preprocessing.axes["IM"], model.preprocessing.channels["IM"] = "CYX", [1]
     x = np.stack([image * 0, image])
     tifffile.imwrite(tmp_path / "a.tif", x, photometric="minisblack", metadata=dict(axes="PYX"))
     for given in (tmp_path / "a.tif", x, x[None, :, None], image):
@@ -285,7 +285,7 @@ def test_axes_and_channels(plain, image, tmp_path):
 def test_voxels_of_an_array(plain):
     "A model of isotropic voxels asks for them."
     model = plain()
-    model.recipe.isotropic = True
+    model.preprocessing.isotropic = True
     with pytest.raises(DataError, match="pixel_size"): model(np.zeros((40, 40)))
     for size in (3, (1, 1), (1, 0, 1), ("a", 1, 1), (1, float("nan"), 1)):
         with pytest.raises(Im2ImError, match="pixel_size"): model(np.zeros((40, 40)), pixel_size=size)
@@ -362,7 +362,7 @@ def test_labels_of_many_objects(n, dtype, plain, tmp_path, monkeypatch):
     model.postprocess = [Label()]
     monkeypatch.setattr(Predictor, "_finish", lambda self, raw, probabilities: (raw[0].numpy() > 0).astype(np.uint8))
     monkeypatch.setattr(Predictor, "_raw", lambda self, x, *a, **k: torch.from_numpy(x[None]))
-    model.recipe = None
+    model.preprocessing = None
     labels = model(mask)
     assert labels.max() == n and labels.dtype == dtype and len(np.unique(labels)) == n + 1
     lazy = model(da.from_array(mask[None], (1, *mask.shape)), axes="TYX")

@@ -23,7 +23,7 @@ ONE_CYCLE = {"_target_": "OneCycleLR", "max_lr": 0.01}
 
 class Scripted(FCN):
     "A framework whose validation figure is written down beforehand, for crops and for whole images."
-    script: dict = {}  # By (optimisation steps, whether a whole image is seen)
+    script: dict = {}  # By (optimization steps, whether a whole image is seen)
     monitor, monitor_mode = "val/score", "max"
 
     def validation_losses(self, raw, batch):

@@ -97,7 +97,7 @@ def test_an_error_in_a_loading_process_is_a_sentence(data, tmp_path):
 def test_a_portion_goes_on_when_loaders_are_reloaded(tmp_path):
     "Lightning may ask for a new loader every epoch; the plan goes on, and every image gets as many visits."
     folder, seen = cells(tmp_path / "cells", 10), Counter()
-    part = Im2ImDataModule(folder, (32, 32), 4, target_kind="label", portion=0.25, patches_per_image=4)
+    part = Im2ImDataModule(folder, (32, 32), 4, target_kind="label", partial_loading=0.25, patches_per_image=4)
 
     class Tiny(FCN):
         def losses(self, batch):

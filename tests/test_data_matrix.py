@@ -97,13 +97,13 @@ def samples(loader):
 
 
 @pytest.mark.parametrize("dims", (2, 3))
-@pytest.mark.parametrize("portion", (None, 0.5))
+@pytest.mark.parametrize("partial_loading", (None, 0.5))
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     data = Im2ImDataModule(
-        sets[layout, pairing, dims], PATCHES[dims], 3, pairing=pairing, cache=cache, cache_dir=str(tmp_path), portion=portion,
+        sets[layout, pairing, dims], PATCHES[dims], 3, pairing=pairing, cache=cache, cache_dir=str(tmp_path), partial_loading=portion,
         patches_per_image=4, source_norm=None, val_fraction=0.34, split="auto" if layout == "split" else "files", num_workers=0, val_pixels=10**7,
     )
     loader = data.train_dataloader()
@@ -111,7 +111,7 @@ def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     epochs = 4  # with half of the images in memory, two turns
     for epoch in range(epochs):
         data._position = lambda: (epoch, 0)
-        if portion: loader.position = data._position
+        if partial_loading: loader.position = data._position
         else: loader.batch_sampler.position = data._position
         for sample in samples(loader):
             assert sample["IM"].shape == (1, *PATCHES[dims])
@@ -120,7 +120,7 @@ def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
             targets[target] += 1
             starts.add(decoded(sample["IM"], dims))
     assert len(starts) > 8, "patches are cut at different places"
-    train = {int(decoded(data.recipe.load(i)["IM"].numpy(), dims)[0]) for i in data.train_items if "IM" in i}
+    train = {int(decoded(data.preprocessing.load(i)["IM"].numpy(), dims)[0]) for i in data.train_items if "IM" in i}
     assert set(numbers) == train and len(train) == 4
     assert set(numbers.values()) == {4 * epochs // (2 if portion else 1)}, "every image is visited equally often"
     if pairing == "unpaired":
@@ -132,4 +132,4 @@ def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     found = {check(s, pairing, dims)[0] for s in whole}
     assert len(found) == len(whole) == 2 and not found & train
     assert all(s["IM"].shape == (1, *SHAPES[dims]) for s in whole)
-    if portion: [w.close() for w in loader.windows]
+    if partial_loading: [w.close() for w in loader.windows]

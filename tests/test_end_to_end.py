@@ -78,8 +78,8 @@ FCN.losses = counted
     (DROPOUT | STEPWISE, {"checkpoint_every_n_steps": 2}, {}),
     (DROPOUT, {"checkpoint_every_n_steps": 3, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2, "max_epochs": 4},
      {"num_workers": 2, "patches_per_image": 5}),
-    (DROPOUT, {"checkpoint_every_n_steps": 2}, {"portion": 0.4, "patches_per_image": 10}),
-], ids=["epochs", "steps", "accumulated steps, two workers", "portion"])
+    (DROPOUT, {"checkpoint_every_n_steps": 2}, {"partial_loading": 0.4, "patches_per_image": 10}),
+], ids=["epochs", "steps", "accumulated steps, two workers", "partial_loading"])
 def test_a_killed_run_continues_to_the_same_weights(tmp_path, pairs, model, trainer, data):
     cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, model=model, trainer=trainer, data=data)
     command = "--config", cfg, "--data.path", pairs
@@ -190,7 +190,7 @@ def test_the_run_folder_as_config_continues_it(unfinished, capsys):
 
 
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path, pairs):
-    # nothing is learnt, so the first epoch stays the best one
+    # nothing is learned, so the first epoch stays the best one
     net, still = SEGMENT["model"]["net"] | {"norm": "instance"}, {"_target_": "SGD", "lr": 0.0}
     cfg = write_yaml(tmp_path / "c.yaml", SEGMENT, model={"net": net, "optimizer": still})
     command = "--config", cfg, "--data.path", pairs, "--out", tmp_path / "here"
@@ -356,7 +356,7 @@ def test_exact_tiles_equal_the_whole_image(segmenter, size):
 def test_exact_tiles_equal_the_whole_volume(restorer, size):
     image = np.random.default_rng(0).normal(size=size).astype(np.float32)
     whole, tiles = (Predictor(restorer.best, blend=b, tile=t, dtype="float32", device="cpu") for b, t in (("none", None), ("exact", (16, 32, 32))))
-    scale = float(np.ravel(whole.recipe.target_stats["scale"])[0])
+    scale = float(np.ravel(whole.preprocessing.target_stats["scale"])[0])
     a, b = whole(image), tiles(image)
     assert a.shape == b.shape == size
     assert np.abs(a - b).max() / scale < 1e-5, "compared in the network's units"
@@ -370,7 +370,7 @@ def test_gaussian_blending_leaves_no_seam(kind, segmenter, blurrer, tmp_path):
     edges = np.array([e for start in range(36, 181, 36) for e in (start, start + 12)])
 
     def step(blend: str) -> float:
-        "Mean jump between neighbouring pixels across the edges of tiles, in units of the mean jump elsewhere."
+        "Mean jump between neighboring pixels across the edges of tiles, in units of the mean jump elsewhere."
         model, across, elsewhere = Predictor(checkpoint, blend=blend, tile=(48, 48), overlap=.25, dtype="float32", device="cpu"), [], []
         for path in sorted((tmp_path / "IM").iterdir()):
             out = model(path, probabilities=True)

@@ -16,7 +16,7 @@ from mmv_im2im.core import DataError
 from mmv_im2im.data_modules.files import image_stem, list_images
 from mmv_im2im.data_modules.images import image_info, read_image
 
-# File below formats/: shape, dtype, channel names, pixel size (Z, Y, X) in micrometres, levels
+# File below formats/: shape, dtype, channel names, pixel size (Z, Y, X) in micrometers, levels
 RGB = ["red", "green", "blue"]
 NONE = (None, None, None)
 FILES = {
@@ -286,7 +286,7 @@ def test_tiff_parts(layout, dtype, order, tmp_path):
 
 @pytest.mark.parametrize("planes", ["contig", "separate"])
 @pytest.mark.parametrize("layout", LAYOUT)
-def test_tiff_colours(layout, planes, tmp_path):
+def test_tiff_colors(layout, planes, tmp_path):
     x = noise(45, 61, 3)
     stored = x if planes == "contig" else x.transpose(2, 0, 1)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planes, **LAYOUT[layout])

@@ -19,7 +19,7 @@ from mmv_im2im.metrics import dice, pearson, psnr
 from mmv_im2im.models.adversarial import PatchGAN, feature_matching, gradient_penalty
 from mmv_im2im.models.cyclegan import _blur
 from mmv_im2im.models.losses import CrossEntropyLoss, MSSSIMLoss, SSIMLoss
-from mmv_im2im.models.self_supervised import PairDownsample, fill_in, neighbours
+from mmv_im2im.models.self_supervised import PairDownsample, fill_in, neighbors
 from mmv_im2im.tiling import _bell
 from mmv_im2im.trainers import Im2ImTrainer, prepare, train
 
@@ -108,7 +108,7 @@ def test_what_is_put_in_place_of_a_hidden_pixel_was_not_hidden(size, how, share)
     x = torch.rand(2, 2, *size)
     hidden = torch.rand(2, 1, *size) < share
     x = torch.where(hidden, 100 + x, x)  # a leak is seen by its size
-    y = fill_in(x, hidden, neighbours(len(size), 1), how)
+    y = fill_in(x, hidden, neighbors(len(size), 1), how)
     assert y.max() < 1 and torch.equal(y[~hidden.expand_as(y)], x[~hidden.expand_as(y)])
 
 
@@ -116,7 +116,7 @@ def test_one_neighbor_at_random_is_any_of_those_known():
     x = torch.arange(9.).view(1, 1, 3, 3).expand(400, 1, 3, 3)
     hidden = torch.zeros(400, 1, 3, 3, dtype=torch.bool)
     hidden[..., 1, 1] = hidden[..., 0, :] = True
-    drawn = fill_in(x, hidden, neighbours(2, 1), "random")[:, 0, 1, 1]
+    drawn = fill_in(x, hidden, neighbors(2, 1), "random")[:, 0, 1, 1]
     counts = torch.stack([(drawn == v).sum() for v in (3, 5, 6, 7, 8)])
     assert counts.sum() == 400 and counts.min() > 40
 

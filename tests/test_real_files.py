@@ -330,7 +330,7 @@ def png(path, x, bits: int, color: int):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_grey_png_keeps_its_numbers(bits, tmp_path):
+def test_gray_png_keeps_its_numbers(bits, tmp_path):
     x = X[0] >> (16 - bits)
     assert (read_image(png(tmp_path / "a.png", x, bits, 0)).squeeze() == x).all()
     assert image_info(tmp_path / "a.png").dtype == ("uint16" if bits == 16 else "uint8")
@@ -371,7 +371,7 @@ def test_palettes(tmp_path, caplog):
     assert (read_image(tmp_path / "a.png", axes="YX").squeeze() == labels).all()
     assert (read_image(tmp_path / "a.png", axes="YXS")[0, :, 0] == colors[labels].transpose(2, 0, 1)).all()
     picture.putpalette(np.arange(256).repeat(3).tolist())
-    picture.save(tmp_path / "b.png")  # a grey one is no question
+    picture.save(tmp_path / "b.png")  # a gray one is no question
     assert (read_image(tmp_path / "b.png").squeeze() == labels).all()
     tifffile.imwrite(tmp_path / "c.tif", labels, photometric="palette", colormap=np.full((3, 256), 7, "u2"))
     assert (read_image(tmp_path / "c.tif").squeeze() == labels).all()
@@ -408,7 +408,7 @@ def unknown_compression(p):
     return p
 
 
-REFUSED = {"CMYK JPEG": (cmyk_jpeg, "not grey or RGB"), "CMYK TIFF": (cmyk_tiff, "not grey or RGB"), "Lab": (lab, "not grey or RGB"),
+REFUSED = {"CMYK JPEG": (cmyk_jpeg, "not gray or RGB"), "CMYK TIFF": (cmyk_tiff, "not gray or RGB"), "Lab": (lab, "not gray or RGB"),
            "complex": (complex_, "real numbers"), "complex zarr": (complex_zarr, "dtype complex"), "GIF named PNG": (gif, "under a wrong name"),
            "bits packed as in a fax": (fax, "compressed as CCITT_T6"), "JPEG 2000 that is none": (unknown_compression, "not those of a sound")}
 
@@ -453,7 +453,7 @@ def test_white_zero_and_turned_pictures_are_said(tmp_path, caplog):
 
 # ---- sizes of a pixel
 
-UNITS = {  # What an OME header says of X: micrometres
+UNITS = {  # What an OME header says of X: micrometers
     'PhysicalSizeX="0.5"': 0.5, 'PhysicalSizeX="500" PhysicalSizeXUnit="nm"': 0.5, 'PhysicalSizeX="1" PhysicalSizeXUnit="mm"': 1000.0,
     'PhysicalSizeX="1" PhysicalSizeXUnit="pixel"': None, 'PhysicalSizeX="1" PhysicalSizeXUnit="reference frame"': None,
     'PhysicalSizeX="inf"': None, 'PhysicalSizeX="nan"': None, 'PhysicalSizeX="-1"': None, 'PhysicalSizeX="0"': None, 'PhysicalSizeX="0,5"': None,

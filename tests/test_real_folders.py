@@ -200,7 +200,7 @@ RIGHT = {  # case: (writer of targets, writer of sources, arguments, words that 
     "JPEG masks": (lambda p, m, i: jpeg(p, m * 255), None, {}, "are JPEG"),
     "JPEG in TIFF": (lambda p, m, i: tifffile.imwrite(p.with_suffix(".tif"), m * 255, compression="jpeg", photometric="minisblack"), None, {}, "are JPEG"),
     "one mask of JPEG": (lambda p, m, i: jpeg(p, m * 255) if i == 3 else tif(p, m), None, {}, "3.jpg' are JPEG"),
-    "grey saved as color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255)), None, {"target_channels": [0]}, None),
+    "gray saved as color": (lambda p, m, i: rgb(p, colors(m, 255, 255, 255)), None, {"target_channels": [0]}, None),
     "0/1 and 0/255": (lambda p, m, i: tif(p, m * np.uint8(255 if i == 2 else 1)), None, {}, "the label 255 stands in 1 of 6 targets"),
     "0/1 and 0/255, binary": (lambda p, m, i: tif(p, m * np.uint8(255 if i == 2 else 1)), None, {"label_kind": "binary"}, None),
     "0/255 in all": (lambda p, m, i: tif(p, m * 255), None, {}, None),
@@ -227,7 +227,7 @@ def test_targets_that_are_understood(case, tmp_path, caplog):
         drawn = field(i)[1] > 0
         if "255 beside" in case: drawn = drawn | (np.arange(64) > 60)
         if "empty" in case: drawn = drawn & (i > 0)
-        assert np.array_equal(data.recipe.load(item)["GT"][0].numpy() > 0, drawn)
+        assert np.array_equal(data.preprocessing.load(item)["GT"][0].numpy() > 0, drawn)
 
 
 def test_soft_edges_are_told(tmp_path, caplog):
@@ -276,7 +276,7 @@ def test_targets_that_are_refused(case, tmp_path):
 def test_images_of_several_kinds(values, dtype, told, tmp_path, caplog):
     data = module(tmp_path, lambda p, m, i: tif(p, m * values[i > 0]), target_kind="image")
     data.setup()
-    assert data.recipe.target_dtype == dtype
+    assert data.preprocessing.target_dtype == dtype
     assert told in caplog.text if told else not caplog.records
 
 
@@ -285,12 +285,12 @@ def test_looking_into_many_files_stays_cheap(tmp_path, monkeypatch):
     m = module(tmp_path, lambda p, m, i: tif(p, m), cache="none")
     items = [{k: tmp_path / k / f"{i % 6}.tif" for k in ("IM", "GT")} | {"time": i} for i in range(60)]
     read = []
-    monkeypatch.setattr(m.recipe, "read", lambda key, path, time: read.append(key) or np.eye(64, dtype=np.uint8)[None])
-    monkeypatch.setattr(m.recipe, "header", lambda key, path, time: ((1, 64, 64), SimpleNamespace(dtype="uint8")))
-    assert check_contents(items, m.recipe) == [] and read.count("IM") == read.count("GT") == 16
-    monkeypatch.setattr(m.recipe, "header", lambda key, path, time: ((1, 20_000, 20_000), SimpleNamespace(dtype="uint8")))
+    monkeypatch.setattr(m.preprocessing, "read", lambda key, path, time: read.append(key) or np.eye(64, dtype=np.uint8)[None])
+    monkeypatch.setattr(m.preprocessing, "header", lambda key, path, time: ((1, 64, 64), SimpleNamespace(dtype="uint8")))
+    assert check_contents(items, m.preprocessing) == [] and read.count("IM") == read.count("GT") == 16
+    monkeypatch.setattr(m.preprocessing, "header", lambda key, path, time: ((1, 20_000, 20_000), SimpleNamespace(dtype="uint8")))
     read.clear()
-    assert check_contents(items, m.recipe) == [] and read.count("IM") == read.count("GT") == 2
+    assert check_contents(items, m.preprocessing) == [] and read.count("IM") == read.count("GT") == 2
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -247,8 +247,8 @@ def test_a_wrong_command_is_a_sentence_and_leaves_nothing(name, stopped, capsys)
 
 
 CHANGES = {
-    "misspelt": (lambda c: setattr(c.trainer, "max_epoch", 3), "did you mean 'max_epochs'"),
-    "misspelt, past the check": (lambda c: c.trainer.__dict__.update(max_epoch=3), "did you mean 'max_epochs'"),
+    "misspelled": (lambda c: setattr(c.trainer, "max_epoch", 3), "did you mean 'max_epochs'"),
+    "misspelled, past the check": (lambda c: c.trainer.__dict__.update(max_epoch=3), "did you mean 'max_epochs'"),
     "key at the top": (lambda c: setattr(c, "batch_size", 3), "write `data.batch_size`"),
     "refused": (lambda c: c.trainer.__dict__.update(barebones=True), "cannot be set"),
     "range": (lambda c: setattr(c.data, "val_fraction", 2), "between"),

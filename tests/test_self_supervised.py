@@ -100,8 +100,8 @@ def test_a_network_made_by_hand_predicts_again(tmp_path, noisy, name):
     again = Predictor(tmp_path / "checkpoints" / "last.ckpt", net=made(), device="cpu")
     assert again.module.strategy == masking
     image = read_image(noisy / "IM" / sorted(p.name for p in (noisy / "IM").iterdir())[0]).squeeze()
-    x = torch.from_numpy(data.recipe.normalise("IM", image[None]))[None]
-    assert np.allclose(again(image), data.recipe.source_norm.inverse(model.eval().predict_raw(x)[0].numpy(), data.recipe.source_norm.stats(image[None]))[0], rtol=1e-4, atol=1e-2)
+    x = torch.from_numpy(data.preprocessing.normalize("IM", image[None]))[None]
+    assert np.allclose(again(image), data.preprocessing.source_norm.inverse(model.eval().predict_raw(x)[0].numpy(), data.preprocessing.source_norm.stats(image[None]))[0], rtol=1e-4, atol=1e-2)
 
 
 # The noise that is left
@@ -191,7 +191,7 @@ def test_noise_to_noise_is_fcn_on_two_noisy_takes(tmp_path):
 # What stops it, and what it is told about
 
 def test_it_stops_where_held_back_pixels_say_so(tmp_path):
-    "Nothing can be learnt from noise: the error of held-back pixels soon falls no more."
+    "Nothing can be learned from noise: the error of held-back pixels soon falls no more."
     write_image(tmp_path / "noise" / "a.tif", np.random.default_rng(0).normal(100, 10, (64, 64)).astype(np.float32), "YX")
     cfg = denoiser("BlindSpot", data={"path": str(tmp_path / "noise")}, trainer={"max_epochs": 60, "early_stopping": 4}, out=str(tmp_path / "run"))
     result = train(from_dict(cfg))

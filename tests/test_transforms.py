@@ -1,4 +1,4 @@
-"Normalisation, preparation and patches: every pair there and back, every rule of sampling counted, only own bytes read."
+"Normalization, preparation and patches: every pair there and back, every rule of sampling counted, only own bytes read."
 import tracemalloc
 
 import numpy as np
@@ -13,12 +13,12 @@ from mmv_im2im.data_modules.images import read_image
 from mmv_im2im.data_modules.augmentation import PatchTransform, grid_size, sample_points
 from mmv_im2im.data_modules.labels import isotropic_zoom, prepare_labels, resample
 from mmv_im2im.data_modules.normalization import (
-    Centre, Macenko, MinMax, Normalization, Percentile, Standard, as_normalization,
+    Center, Macenko, MinMax, Normalization, Percentile, Standard, as_normalization,
     normalization_spec, pool,
 )
 from mmv_im2im.tiling import pad_to_multiple, unpad
 
-NORMS = (Percentile, Standard, Centre, MinMax)
+NORMS = (Percentile, Standard, Center, MinMax)
 SHAPES = {"2D": (2, 37, 41), "3D": (2, 9, 21, 23)}
 
 
@@ -29,7 +29,7 @@ def image(shape, dtype, seed=0):
     return x.astype(dtype)
 
 
-# ---- normalisation
+# ---- normalization
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -59,7 +59,7 @@ def test_statistics_by_hand(per_channel, dims):
         (Percentile(5, 90, per_channel), [np.percentile(g, [5, 90]) for g in groups]),
         (MinMax(per_channel), [(g.min(), g.max()) for g in groups]),
         (Standard(per_channel), [(g.mean(), g.mean() + g.std()) for g in groups]),
-        (Centre(0.5, per_channel), [(g.mean(), g.mean() + g.std()) for g in middle]),
+        (Center(0.5, per_channel), [(g.mean(), g.mean() + g.std()) for g in middle]),
     ):
         stats = norm.stats(x)
         np.testing.assert_allclose(stats["offset"], [a for a, _ in pairs], rtol=1e-10)
@@ -117,7 +117,7 @@ def test_percentile_of_a_large_image():
 @pytest.mark.parametrize("dims", SHAPES)
 def test_pool_is_the_statistics_of_all(norm, per_channel, dims):
     c, *size = SHAPES[dims]
-    # sizes differ along X, which Centre does not cut
+    # sizes differ along X, which Center does not cut
     images = [image((c, *size[:-1], size[-1] + 7 * i), "uint16", seed=i) + np.uint16(30 * i) for i in range(4)]
     norm = norm(per_channel=per_channel, over="dataset")
     pooled, direct = pool(norm, iter(images)), norm.stats(np.concatenate(images, axis=-1))
@@ -145,12 +145,12 @@ def test_pool_refuses_what_does_not_fit():
 
 
 class Halves(Normalization):
-    "A user's normalisation that knows of no options."
+    "A user's normalization that knows of no options."
     def measure(self, x): return 0.0, 2.0
 
 
 @pytest.mark.parametrize("norm", [
-    Percentile(2, 97, False, "dataset"), Standard(), Centre(0.25, over="dataset"), MinMax(False), Macenko(65535.0),
+    Percentile(2, 97, False, "dataset"), Standard(), Center(0.25, over="dataset"), MinMax(False), Macenko(65535.0),
     Halves(per_channel=False),
 ])
 def test_description_builds_an_equal_object(norm):
@@ -174,7 +174,7 @@ def test_a_subclass_needs_no_base_constructor():
 
 
 def stained(seed=0, size=(60, 70)):
-    "An H&E-like image `(3, Y, X)` made of two stains and nothing else, and their colours."
+    "An H&E-like image `(3, Y, X)` made of two stains and nothing else, and their colors."
     rng = np.random.default_rng(seed)
     stains = np.array([[0.65, 0.70, 0.29], [0.25, 0.90, 0.36]]).T
     stains /= np.linalg.norm(stains, axis=0)
@@ -226,7 +226,7 @@ def test_macenko_makes_two_laboratories_alike():
     np.random.default_rng(0).integers(225, 256, (3, 16, 16)).astype(np.uint8),
     np.where(np.arange(256).reshape(16, 16) < 3, 90, 250).astype(np.uint8)[None].repeat(3, 0),  # a few specks of dust
     np.clip(stained()[0][:, :2, :2], 0, 255).astype(np.uint8),
-], ids=["white", "black", "grey", "noise", "dust", "four pixels"])
+], ids=["white", "black", "gray", "noise", "dust", "four pixels"])
 def test_macenko_without_tissue(x):
     norm = Macenko()
     y = norm(x)
@@ -412,10 +412,10 @@ def test_cost_map_draws_by_weight():
     cost[0, 30:50, 40:60] = 3
     sample = {"IM": places((80, 80), 2), "CM": cost}
     sample["points"] = sample_points(sample, "costmap", False, n=20_000)
-    centres = starts(PatchTransform((16, 16), sampling="costmap"), sample) + 8
-    assert (cost[0][tuple(centres.T)] > 0).all()
-    assert abs((centres[:, 1] >= 40).mean() - 0.75) < 0.04
-    assert abs((centres[:, 0] < 40).mean() - 0.5) < 0.05
+    centers = starts(PatchTransform((16, 16), sampling="costmap"), sample) + 8
+    assert (cost[0][tuple(centers.T)] > 0).all()
+    assert abs((centers[:, 1] >= 40).mean() - 0.75) < 0.04
+    assert abs((centers[:, 0] < 40).mean() - 0.5) < 0.05
 
 
 @pytest.mark.parametrize("sampling", ["foreground", "costmap"])

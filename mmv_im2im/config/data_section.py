@@ -49,10 +49,10 @@ def _check_together(data: DataConfig):
     for name in data.loader:
         if name not in _LOADER:
             raise ConfigError(f"`data.loader.{name}` is no key; {did_you_mean(name, _LOADER)}")
-    if data.portion and data.num_workers:
+    if data.partial_loading and data.num_workers:
         raise ConfigError(
-            f"`data.num_workers` is {data.num_workers}, but with `data.portion` the images are held"
-            " by the training process alone; set it to 0 or null."
+            f"`data.num_workers` is {data.num_workers}, but with `data.partial_loading` the"
+            " images are held"" by the training process alone; set it to 0 or null."
         )
     if data.split == "pixels" and data.pairing == "unpaired":
         raise ConfigError(
@@ -71,7 +71,7 @@ def _check_together(data: DataConfig):
         )
     if data.pixel_size and (len(data.pixel_size) != 3 or 0 in data.pixel_size):
         raise ConfigError(
-            "`data.pixel_size` must be 3 numbers above 0, [Z, Y, X] in micrometres; got"
+            "`data.pixel_size` must be 3 numbers above 0, [Z, Y, X] in micrometers; got"
             f" {data.pixel_size}."
         )
     if data.label_kind and data.target_kind == "image":

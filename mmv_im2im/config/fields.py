@@ -149,10 +149,14 @@ class _Strict:
 
 
 _SECTIONS: dict[str, type] = {}  # By name, as they are defined
+_RENAMED_KEYS = {  # Keys, by the names that they had
+    "data.portion": "data.partial_loading", "data.portion_epochs": "data.partial_loading_epochs",
+}
 
 # %% ../../nbs/config/00_fields.ipynb #cace6d0g
 def _elsewhere(key: str, known: dict, prefix: str) -> str:
-    "Where a misplaced or misspelled key belongs."
+    "Where a misplaced or misspelled key belongs, or what it is called."
+    if f"{prefix}{key}" in _RENAMED_KEYS: return f"it is called `{_RENAMED_KEYS[prefix + key]}`."
     if nearest(key, known): return did_you_mean(key, known)
     for section, cls in _SECTIONS.items():
         names = [f.name for f in fields(cls)]

@@ -14,7 +14,9 @@ from typing import Any, Optional, Sequence, get_type_hints
 import pyrallis
 import yaml
 
-from .fields import _check_class, _check_value, _elsewhere, _expand, _plain
+from mmv_im2im.config.fields import (
+    _RENAMED_KEYS, _check_class, _check_value, _elsewhere, _expand, _plain,
+)
 from .presets import _with_net, preset_names, preset_text
 from .reading import merge, read_yaml
 from .sections import Config, REFUSED
@@ -49,8 +51,21 @@ def from_dict(
     raw: dict,  # Sections with keys and values, as a yaml gives them
 ) -> Config:
     "A `Config` from plain values; `ConfigError` where a name, type or range is wrong."
+    raw = _named_anew(raw)
     _check_names(raw, Config)
     return pyrallis.decode(Config, _with_net(raw))
+
+
+def _named_anew(raw: Any) -> Any:
+    "Less keys by names that they had, if they say no more than the default: a run saves them all."
+    raw, sections = dict(raw) if isinstance(raw, dict) else raw, get_type_hints(Config)
+    for old, new in _RENAMED_KEYS.items():
+        section, key = old.split(".")
+        values = raw.get(section) if isinstance(raw, dict) else None
+        if not isinstance(values, dict) or key not in values: continue
+        usual = next(f.default for f in fields(sections[section]) if f"{section}.{f.name}" == new)
+        if values[key] == usual: raw[section] = {k: v for k, v in values.items() if k != key}
+    return raw
 
 
 def to_dict(
@@ -157,6 +172,7 @@ def _read_file(path: Path) -> dict:
         raise ConfigError(
             f"the config file '{path}' is empty; start from `run_im2im --list` and a preset."
         )
+    raw = _named_anew(raw)
     _check_names(raw, Config)
     return raw
 

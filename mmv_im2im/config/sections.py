@@ -20,7 +20,7 @@ from ..options import option
 class _Length:
     "How long to train, and how much of the images to look at."
     max_epochs: int = option(20, low=-1)  # Stop after so many epochs; -1 = no limit
-    max_steps: int = option(-1, low=-1)  # Stop after so many optimisation steps; -1 = no limit
+    max_steps: int = option(-1, low=-1)  # Stop after so many optimization steps; -1 = no limit
     max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'; schedules end with it
     min_epochs: Optional[int] = option(None, low=1)  # Do not stop early before so many epochs
     min_steps: Optional[int] = option(None, low=1)  # Do not stop early before so many steps
@@ -234,8 +234,8 @@ REFUSED = {
         " interruption"
     ),
     "reload_dataloaders_every_n_epochs": (
-        "partial loading exchanges images by itself; set `data.portion` and"
-        " `data.portion_epochs`"
+        "partial loading exchanges images by itself; set `data.partial_loading` and"
+        " `data.partial_loading_epochs`"
     ),
     "inference_mode": "validation within training runs under torch.no_grad whatever it says",
     "limit_test_batches": "testing is not a part of training; use `mode: evaluate`",
@@ -260,7 +260,7 @@ class PredictConfig(_Strict, section="predict"):
     out: Optional[str] = option(None, path=True)
     # Tile in pixels, [Y, X] or [Z, Y, X]; null = chosen from the training patch
     tile: Optional[List[int]] = option(None, low=16)
-    # Overlap of neighbouring tiles, as a fraction of the tile (Gaussian blending)
+    # Overlap of neighboring tiles, as a fraction of the tile (Gaussian blending)
     overlap: float = option(0.25, low=0, high=0.9)
     # Join tiles by Gaussian weights, exactly by discarding a halo, or do not tile at all
     blend: str = option("gaussian", choices=("gaussian", "exact", "none"))
@@ -316,7 +316,7 @@ _DEFAULT_MODEL = {
 class Config(_Strict):
     "Everything that a run depends on."
     mode: str = option("train", choices=("train", "predict", "evaluate"))  # What to do
-    # Governs split, crops, augmentation, initialisation and dropout
+    # Governs split, crops, augmentation, initialization and dropout
     seed: int = option(0, low=0, high=2**32 - 1)
     # Run folder; null = runs/ and the preset's name
     out: Optional[str] = option(None, path=True)

@@ -20,7 +20,7 @@ from ..core import ConfigError, check_arguments, did_you_mean, expand_path
 from .augmentation import PatchTransform
 from .layouts import _LAYOUTS
 from .normalization import Normalization, Percentile
-from .preprocessing import Recipe
+from .preprocessing import Preprocessing
 from ..options import DataOptions, _takes
 
 # %% ../../nbs/data_modules/20_arguments.ipynb #86a6fae7
@@ -32,8 +32,8 @@ class Im2ImDataModule(pl.LightningDataModule):
         path: str | Path | Mapping[str, str],
         patch: Sequence[int] = (128, 128),  # Training patch in pixels, `(Y, X)` or `(Z, Y, X)`
         batch_size: int = 8,  # Patches per step and process
-        source_norm: Normalization | dict | None = Percentile(),  # Normalisation of the source
-        target_norm: Normalization | dict | None = None,  # Normalisation of an image target
+        source_norm: Normalization | dict | None = Percentile(),  # Normalization of the source
+        target_norm: Normalization | dict | None = None,  # Normalization of an image target
         augment: Sequence[Any] = (),  # MONAI dictionary transforms, or their descriptions
         seed: int = 0,  # Governs split, order, crops and augmentation
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
@@ -50,10 +50,11 @@ class Im2ImDataModule(pl.LightningDataModule):
 # %% ../../nbs/data_modules/20_arguments.ipynb #97f66b3a
 _PLAIN = (
     "layout pairing nested time_points seed split val_fraction gap patches_per_image num_workers"
-    " loader sampling val_pixels val_patches portion portion_epochs cache cache_gb batch_size"
+    " loader sampling val_pixels val_patches partial_loading partial_loading_epochs cache"
+    " cache_gb batch_size"
 ).split()
 
-_COUNTS = ("batch_size", "pad_multiple", "portion_epochs", "patches_per_image")
+_COUNTS = ("batch_size", "pad_multiple", "partial_loading_epochs", "patches_per_image")
 
 
 def _check_given(given: dict):
@@ -96,7 +97,7 @@ def _choices() -> dict[str, Sequence[str]]:
 # %% ../../nbs/data_modules/20_arguments.ipynb #29b5d718
 @patch
 def _keep(self: Im2ImDataModule, **given):
-    "Keep the arguments, and make the recipe and the transforms out of them."
+    "Keep the arguments, and make the preprocessing and the transforms out of them."
     _check_given(given)
     for name in _PLAIN: setattr(self, name, given[name])
     # how an earlier part of the run split its files; how this one does, and what differs, in words
@@ -108,9 +109,9 @@ def _keep(self: Im2ImDataModule, **given):
     self.patch = tuple(given["patch"])
     self.names = {k: given[k] for k in ("source", "target", "costmap")}
     self.disk_options = given["cache_dir"], given["cache_limit_gb"], given["cache_full"]
-    shared = inspect.signature(Recipe).parameters.keys() & given.keys()
-    kind = {"label_kind": given["label_kind"] if labels else None}
-    self.recipe = Recipe(len(self.patch), labels, **{k: given[k] for k in shared} | kind)
+    shared = inspect.signature(Preprocessing).parameters.keys() & given.keys()
+    own = {k: given[k] for k in shared} | {"label_kind": given["label_kind"] if labels else None}
+    self.preprocessing = Preprocessing(len(self.patch), labels, **own)
     cut = {"sampling": self.sampling, "paired": self.pairing != "unpaired"}
     trust, least = given["trust"], given["min_foreground"]
     self.transform = PatchTransform(
@@ -123,7 +124,7 @@ def _keep(self: Im2ImDataModule, **given):
 def state_dict(self: Im2ImDataModule) -> dict:
     "What inference needs; Lightning puts it into every checkpoint."
     return {
-        "recipe": self.recipe.to_dict(),
+        "preprocessing": self.preprocessing.to_dict(),
         "patch": list(self.patch),
         "in_channels": self.in_channels,
         "out_channels": self.out_channels,

@@ -255,9 +255,9 @@ def _draw(
     uniform = points is None or not len(points)
     if uniform or (self.sampling == "foreground" and rng.random() < 0.5):
         return rng.integers(free + 1)
-    centre = points[rng.integers(len(points))]
-    if self.sampling == "foreground": centre = centre + rng.integers(-(half // 2), half // 2 + 1)
-    return np.clip(centre - half, 0, free)
+    center = points[rng.integers(len(points))]
+    if self.sampling == "foreground": center = center + rng.integers(-(half // 2), half // 2 + 1)
+    return np.clip(center - half, 0, free)
 
 
 @patch

@@ -46,7 +46,7 @@ class _File:
         return samples == 4 if self.alpha is None else self.alpha and samples > 1
 
     def about(self):
-        "Channel names, perhaps none, and the pixel size `(Z, Y, X)` in micrometres."
+        "Channel names, perhaps none, and the pixel size `(Z, Y, X)` in micrometers."
         return [], (None, None, None)
 
     def meant(self, axes: Optional[str]): "The axes that the caller names, before pixels are read."
@@ -156,7 +156,7 @@ _MICRONS = {
 
 
 def _microns(value: Any, unit: Optional[str]) -> Optional[float]:
-    "A length in micrometres, None unless it is positive and of a unit that is known."
+    "A length in micrometers, None unless it is positive and of a unit that is known."
     unit = str(unit or "").strip().replace("\\u00B5", "µ").replace("\\u00b5", "µ")
     if len(unit) > 2: unit = unit.lower().removesuffix("s").replace("metre", "meter")
     try: size = float(value) * _MICRONS[unit]

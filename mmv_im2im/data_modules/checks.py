@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from ..core import DataError
 from .labels import _sharp, _whole_numbers
-from .preprocessing import Recipe, _WHAT, _differ
+from .preprocessing import Preprocessing, _WHAT, _differ
 
 # %% ../../nbs/data_modules/16_checks.ipynb #799620f3
 def check_samples(
     samples: Sequence[dict],  # Dicts of paths
-    recipe: Recipe,  # How they are read
+    preprocessing: Preprocessing,  # How they are read
     progress: bool = True,  # Show a bar where there are many
     most: Optional[int] = None,  # Look at so many at most, spread evenly; None = at all
 ) -> dict[int, dict]:  # For each sample looked at, the shape of each key, `(C, [Z,] Y, X)`
@@ -29,14 +29,14 @@ def check_samples(
     some = range(n)
     if most is not None and most < n: some = [round(i) for i in np.linspace(0, n - 1, most)]
     bar = tqdm(some, desc="checking images", unit="image", disable=not progress or len(some) < 200)
-    headers = {i: _headers(samples[i], recipe) for i in bar}
+    headers = {i: _headers(samples[i], preprocessing) for i in bar}
     shapes = {i: {k: h[0] for k, h in found.items()} for i, found in headers.items()}
     for key in _WHAT:
-        recipe.dtypes[key] = Counter(h[key][1].dtype for h in headers.values() if key in h)
+        preprocessing.dtypes[key] = Counter(h[key][1].dtype for h in headers.values() if key in h)
     for key, name in (("IM", "source"), ("GT", "target")):
         first = next((i for i in shapes if key in shapes[i]), None)
         if first is None: continue
-        recipe.expected[key] = shapes[first][key][0]
+        preprocessing.expected[key] = shapes[first][key][0]
         for i, shape in shapes.items():
             if key in shape and shape[key][0] != shapes[first][key][0]:
                 raise DataError(
@@ -49,16 +49,16 @@ def check_samples(
 
 def sample_shapes(
     sample: dict,  # Paths `IM`, `GT`, `CM`, and perhaps a `time`
-    recipe: Recipe,  # How they are read
+    preprocessing: Preprocessing,  # How they are read
 ) -> dict:  # `(C, [Z,] Y, X)` by key
     "Shapes of a sample's prepared images, from their headers; `DataError` where they do not agree."
-    return {k: shape for k, (shape, _) in _headers(sample, recipe).items()}
+    return {k: shape for k, (shape, _) in _headers(sample, preprocessing).items()}
 
 
-def _headers(sample: dict, recipe: Recipe) -> dict:
+def _headers(sample: dict, preprocessing: Preprocessing) -> dict:
     "Shape and header by key; `DataError` where they do not agree."
     keys, time = [k for k in ("IM", "GT", "CM") if k in sample], sample.get("time")
-    headers = {k: recipe.header(k, sample[k], time) for k in keys}
+    headers = {k: preprocessing.header(k, sample[k], time) for k in keys}
     shape = {k: s for k, (s, _) in headers.items()}
     times = {k: info.shape[0] for k, (_, info) in headers.items()}
     for k in keys[1:]:
@@ -83,7 +83,7 @@ _ROOM = 10**9  # Bytes that are read to look into files
 
 def check_contents(
     samples: Sequence[dict],  # Dicts of paths
-    recipe: Recipe,  # How they are read
+    preprocessing: Preprocessing,  # How they are read
     most: int = 16,  # Look into so many at most, spread evenly
 ) -> list[str]:  # What the user should know, in sentences
     "Look at pixels; `DataError` where there is nothing to learn or a label is none."
@@ -91,33 +91,36 @@ def check_contents(
     for key in ("IM", "GT", "CM"):
         items = [s for s in samples if key in s]
         name = lambda s: f"{s[key]}" + (f" t={s['time']}" if "time" in s else "")
-        seen = {name(s): _look_into(key, s, recipe) for s in _some_of(items, key, recipe, most)}
+        some = _some_of(items, key, preprocessing, most)
+        seen = {name(s): _look_into(key, s, preprocessing) for s in some}
         if not seen: continue
         n = len(set(map(name, items)))
         if key == "CM":
             notes += _tell_ignored(seen, n, len(samples))
             continue
-        notes += _tell_constant(key, seen, n, recipe)
-        if key == "GT" and recipe.labels: notes += _tell_labels(seen, recipe)
-        else: notes += _tell_ranges(key, seen, recipe)
+        notes += _tell_constant(key, seen, n, preprocessing)
+        if key == "GT" and preprocessing.labels: notes += _tell_labels(seen, preprocessing)
+        else: notes += _tell_ranges(key, seen, preprocessing)
     return notes
 
 
-def _some_of(items: Sequence[dict], key: str, recipe: Recipe, most: int) -> list[dict]:
+def _some_of(
+    items: Sequence[dict], key: str, preprocessing: Preprocessing, most: int
+) -> list[dict]:
     "An even selection, as far as its pixels have room."
     n, room, some = len(items), _ROOM, []
     for i in sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))}):
-        shape, info = recipe.header(key, items[i][key], items[i].get("time"))
+        shape, info = preprocessing.header(key, items[i][key], items[i].get("time"))
         room -= math.prod(shape) * np.dtype(info.dtype).itemsize
         if room < 0: break
         some.append(items[i])
     return some
 
 
-def _look_into(key: str, sample: dict, recipe: Recipe) -> tuple:
+def _look_into(key: str, sample: dict, preprocessing: Preprocessing) -> tuple:
     "Least and largest value; for labels also what values there are, and whether edges are soft."
-    raw = recipe.read(key, sample[key], sample.get("time"))
-    if key != "GT" or not recipe.labels: return raw.min(), raw.max()
+    raw = preprocessing.read(key, sample[key], sample.get("time"))
+    if key != "GT" or not preprocessing.labels: return raw.min(), raw.max()
     sharp = _sharp(raw, sample[key])
     x = _whole_numbers(sharp, sample[key])
     counts = np.bincount(raw.ravel(), minlength=256) if raw.dtype == np.uint8 else np.zeros(256)
@@ -126,16 +129,16 @@ def _look_into(key: str, sample: dict, recipe: Recipe) -> tuple:
     return x.min(), x.max(), set(np.unique(x).tolist()), soft, changed
 
 # %% ../../nbs/data_modules/16_checks.ipynb #b2226c95
-def _tell_constant(key: str, seen: dict, n: int, recipe: Recipe) -> list[str]:
+def _tell_constant(key: str, seen: dict, n: int, preprocessing: Preprocessing) -> list[str]:
     "Images of one value; `DataError` where all targets are."
     flat = [path for path, (low, high, *_) in seen.items() if low == high]
     if not flat: return []
-    what, masks = _WHAT[key], key == "GT" and recipe.labels
+    what, masks = _WHAT[key], key == "GT" and preprocessing.labels
     value = {seen[p][0] for p in flat}
     has = "empty (every pixel is 0)" if masks and value == {0} else "of a single value"
     if key == "GT" and len(flat) == len(seen) == n:
         raise DataError(
-            f"nothing can be learnt: all {n} {what}s are {has}, such as '{flat[0]}'; check that"
+            f"nothing can be learned: all {n} {what}s are {has}, such as '{flat[0]}'; check that"
             f" these are the right files, and the right channel or plane of them."
         )
     if len(flat) == len(seen):
@@ -152,14 +155,14 @@ def _tell_ignored(seen: dict, n: int, images: int) -> list[str]:
     if not blank: return []
     if len(blank) == len(seen) == n == images:
         raise DataError(
-            f"nothing can be learnt: all {n} cost maps are 0 in every pixel, such as '{blank[0]}',"
+            f"nothing can be learned: all {n} cost maps are 0 in every pixel, such as '{blank[0]}',"
             " and such pixels are ignored; give a weight above 0 to pixels that count."
         )
     return [f"{len(blank)} of {len(seen)} cost maps that were looked into are 0 in every pixel,"
             f" such as '{blank[0]}'; their images teach nothing"]
 
 # %% ../../nbs/data_modules/16_checks.ipynb #920d73a8
-def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
+def _tell_labels(seen: dict, preprocessing: Preprocessing) -> list[str]:
     "Labels that may not mean what they seem to."
     notes = []
     jpeg = [path for path, (*_, changed) in seen.items() if changed]
@@ -173,7 +176,7 @@ def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
         " or JPEG, and every value above 0 is a label; set them to 0 and 255 if they are masks")
     labels = set().union(*(s[2] for s in seen.values())) - {0}
     marked = [path for path, s in seen.items() if 255 in s[2]]
-    if recipe.label_kind in (None, "classes") and marked and not soft and labels != {255}:
+    if preprocessing.label_kind in (None, "classes") and marked and not soft and labels != {255}:
         if (top := max(labels - {255})) < 100: notes.append(
             f"the label 255 stands in {len(marked)} of {len(seen)} targets that were looked into,"
             f" such as '{marked[0]}', beside labels up to {top}; a model of one class takes each as"
@@ -181,9 +184,9 @@ def _tell_labels(seen: dict, recipe: Recipe) -> list[str]:
     return notes
 
 
-def _tell_ranges(key: str, seen: dict, recipe: Recipe) -> list[str]:
-    "Images whose ranges differ a hundredfold, where they are not normalised one by one."
-    norm = recipe.source_norm if key == "IM" else recipe.target_norm
+def _tell_ranges(key: str, seen: dict, preprocessing: Preprocessing) -> list[str]:
+    "Images whose ranges differ a hundredfold, where they are not normalized one by one."
+    norm = preprocessing.source_norm if key == "IM" else preprocessing.target_norm
     if norm is not None and getattr(norm, "over", "image") != "dataset": return []
     spans = sorted((float(s[1]) - float(s[0]), p) for p, s in seen.items() if s[1] > s[0])
     if len(spans) < 2 or spans[-1][0] < 100 * spans[0][0]: return []

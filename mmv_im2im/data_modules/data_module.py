@@ -37,12 +37,12 @@ def setup(self: Im2ImDataModule,
         self.path, self.layout, **self.names, pairing=self.pairing, nested=self.nested
     )
     self.items = self._items()
-    self.shapes = check_samples(self.items, self.recipe, most=_CHECKED)
-    for note in check_contents(self.items, self.recipe): tell(note)
+    self.shapes = check_samples(self.items, self.preprocessing, most=_CHECKED)
+    for note in check_contents(self.items, self.preprocessing): tell(note)
     self.train_items, self.val_items, how = self._split()
     self._measure_dataset()
-    self.recipe.target_dtype = None if self.recipe.labels else self._dtype("GT")
-    if self.pairing == "unpaired": self.recipe.source_dtype = self._dtype("IM")
+    self.preprocessing.target_dtype = None if self.preprocessing.labels else self._dtype("GT")
+    if self.pairing == "unpaired": self.preprocessing.source_dtype = self._dtype("IM")
     self.store, self.val_store = self._stores()
     self.per_image = self.patches_per_image or self._enough_patches()
     self.held_items = self.val_items
@@ -50,10 +50,10 @@ def setup(self: Im2ImDataModule,
     visited = self._visited()
     self.found = f"{describe_samples(self.samples)}; {how}"
     self.visits = f"{visited * self.per_image} patches {list(self.patch)} per epoch"
-    if self.portion: self.visits += f", from a portion of {visited} images"
+    if self.partial_loading: self.visits += f", from a portion of {visited} images"
     self._prepare()
-    self.out_channels = self.recipe.expected.get("GT", self.recipe.expected["IM"])
-    self.in_channels = self.recipe.expected["IM"]
+    self.out_channels = self.preprocessing.expected.get("GT", self.preprocessing.expected["IM"])
+    self.in_channels = self.preprocessing.expected["IM"]
 
 
 @patch
@@ -63,7 +63,7 @@ def _items(self: Im2ImDataModule) -> list[dict]:
     out = []
     for s in self.samples:
         key = next(k for k in ("IM", "GT") if k in s)
-        info = image_info(s[key], axes=self.recipe.axes[key], scene=self.recipe.scene)
+        info = image_info(s[key], axes=self.preprocessing.axes[key], scene=self.preprocessing.scene)
         out += [dict(s, index=len(out) + t, time=t) for t in range(info.shape[0])]
     return out
 
@@ -74,7 +74,7 @@ def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     if "crop" in item: return item["crop"]
     if item.get("region"): return tuple(b - a for a, b in item["region"])
     i = item["index"]
-    if i not in self.shapes: self.shapes[i] = sample_shapes(item, self.recipe)
+    if i not in self.shapes: self.shapes[i] = sample_shapes(item, self.preprocessing)
     return next(iter(self.shapes[i].values()))[1:]
 
 
@@ -92,7 +92,7 @@ def _enough_patches(self: Im2ImDataModule) -> int:
 def _visited(self: Im2ImDataModule) -> int:
     "Images that an epoch visits in all processes: the larger domain's, or the portion's."
     n = max(map(len, split_domains(self.train_items)))
-    return n if self.portion is None else max(1, round(self.portion * n))
+    return n if self.partial_loading is None else max(1, round(self.partial_loading * n))
 
 
 @patch
@@ -110,7 +110,7 @@ _MEASURED = 32  # Images that statistics of a data set are measured on, spread e
 @patch
 def _measure_dataset(self: Im2ImDataModule):
     "Statistics over the data set, and the typical ones of targets for the way back to their units."
-    r = self.recipe
+    r = self.preprocessing
     for key, norm in (("IM", r.source_norm), ("GT", None if r.labels else r.target_norm)):
         items = [i for i in self.train_items if key in i]
         if norm is None or not items or isinstance(norm, LikeSource): continue
@@ -128,7 +128,7 @@ def _measure_dataset(self: Im2ImDataModule):
 @patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
     "Number format that holds those of all files of a kind, 'IM' or 'GT'; None without files."
-    found = self.recipe.dtypes.get(key)
+    found = self.preprocessing.dtypes.get(key)
     if not found: return None
     dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
     if len(found) > 1:
@@ -148,18 +148,18 @@ def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
     "Where training and validation samples come from; a portion is held elsewhere."
     disk = DiskCache(*self.disk_options) if self.cache == "disk" else None
     self.load = Preparation(
-        self.recipe, self.sampling, self.transform.min_foreground > 0, self.seed
+        self.preprocessing, self.sampling, self.transform.min_foreground > 0, self.seed
     )
     memory = MemoryCache(self.cache_gb) if self.cache == "memory" else None
     store = SampleStore(self.load, memory, disk, self.load.settings)
-    if self.portion is None: return store, store
+    if self.partial_loading is None: return store, store
     return SampleStore(self.load, None, disk, self.load.settings), store
 
 # %% ../../nbs/data_modules/24_data_module.ipynb #ef223d3a
 @patch
 def _prepare(self: Im2ImDataModule):
     "Prepare what is to be kept: everything on disk; in memory if all of it fits."
-    items = self.val_items if self.portion else self.train_items + self.val_items
+    items = self.val_items if self.partial_loading else self.train_items + self.val_items
     if self.cache == "memory":
         typical = self._shape(items[0])
         channels = sum(s[0] for s in next(iter(self.shapes.values())).values())

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..core import derive_seed
 from .augmentation import PatchTransform, foreground_threshold, sample_points
-from .preprocessing import Recipe
+from .preprocessing import Preprocessing
 from .splitting import held_pixels
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #01192622
@@ -113,21 +113,21 @@ class ImageDataset(Dataset):
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #0d8adf7c
 class Preparation:
-    "Prepares a sample: what the recipe makes of it, and where patches may be centred."
+    "Prepares a sample: what the preprocessing makes of it, and where patches may be centerd."
     def __init__(self,
-        recipe: Recipe,  # How files are read
+        preprocessing: Preprocessing,  # How files are read
         sampling: str = "random",  # 'random', 'foreground', 'costmap' or 'grid'
         foreground: bool = False,  # Also measure above what value foreground lies
         seed: int = 0,  # Governs the draw of places
     ):
-        self.recipe, self.foreground = recipe, foreground
+        self.preprocessing, self.foreground = preprocessing, foreground
         self.places = (sampling, seed) if sampling in ("foreground", "costmap") else None
 
     @property
     def settings(self) -> dict:
         "All that the result depends on besides the files, in plain types."
         own = {"foreground": self.foreground, "places": self.places, "format": 1}
-        return own | {"recipe": self.recipe.to_dict()}
+        return own | {"preprocessing": self.preprocessing.to_dict()}
 
     def __call__(self,
         # Paths, and perhaps a `region`, the size of a `crop` of its middle, a `time`, and pixels
@@ -136,7 +136,7 @@ class Preparation:
     ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
         "Prepare a sample; `DataError` where a file is not as it must be."
         if "crop" in item: item = item | {"region": self._middle(item)}
-        sample, labels = self.recipe.load(item), self.recipe.labels
+        sample, labels = self.preprocessing.load(item), self.preprocessing.labels
         if "held" in item: sample["CM"] = self._share(item, sample)
         if self.foreground:
             key = "GT" if "GT" in sample else "IM"
@@ -149,7 +149,7 @@ class Preparation:
     def _middle(self, item: dict) -> list[tuple[int, int]]:
         "The region of the crop: the middle of the item's own, or of the image."
         key = "IM" if "IM" in item else "GT"
-        shape = self.recipe.shape(key, item[key], item.get("time"))[1:]
+        shape = self.preprocessing.shape(key, item[key], item.get("time"))[1:]
         around = item.get("region") or [(0, n) for n in shape]
         sizes = [min(b - a, n) for (a, b), n in zip(around, item["crop"])]
         return [(a + (b - a - n) // 2, a + (b - a + n) // 2) for (a, b), n in zip(around, sizes)]
@@ -157,7 +157,7 @@ class Preparation:
     def _share(self, item: dict, sample: dict) -> torch.Tensor:
         "The cost map where pixels are held back: 0 for those of the other part."
         part, fraction, seed = item["held"]
-        shape = self.recipe.shape("IM", item["IM"], item.get("time"))[1:]
+        shape = self.preprocessing.shape("IM", item["IM"], item.get("time"))[1:]
         held = held_pixels(shape, fraction, seed)
         inside = tuple(slice(a, b) for a, b in item.get("region") or ())
         counted = torch.from_numpy(held == (part == "val"))[inside][None].float()

@@ -16,7 +16,7 @@ from skimage.measure import label as connected
 from tqdm.auto import tqdm
 
 from .data_module import Im2ImDataModule
-from .preprocessing import Recipe
+from .preprocessing import Preprocessing
 
 # %% ../../nbs/data_modules/25_describe.ipynb #9ec730f4
 _LEVELS = (0, 1, 50, 99, 100)  # Percentiles that the table shows
@@ -45,12 +45,12 @@ class Collection:
         return middle
 
 # %% ../../nbs/data_modules/25_describe.ipynb #df9f1d38
-def _look(key: str, items: Sequence[dict], recipe: Recipe, most: int) -> Collection:
+def _look(key: str, items: Sequence[dict], preprocessing: Preprocessing, most: int) -> Collection:
     "Read an even selection of the images of one kind."
     found = Collection(key, len(items))
     some = sorted({round(i) for i in np.linspace(0, len(items) - 1, min(len(items), most))})
     for i in tqdm(some, desc=f"looking at {key}", unit="image", disable=len(some) < 20):
-        x = recipe.read(key, items[i][key], items[i].get("time"))
+        x = preprocessing.read(key, items[i][key], items[i].get("time"))
         found.looked_at += 1
         found.shapes.append(x.shape)
         found.dtypes.add(str(x.dtype))
@@ -58,7 +58,7 @@ def _look(key: str, items: Sequence[dict], recipe: Recipe, most: int) -> Collect
         step = max(1, flat.shape[1] // 1_000_000)  # a million pixels tell the percentiles
         inner = np.percentile(flat[:, ::step], _LEVELS[1:-1], axis=1).T
         found.levels.append(np.column_stack([flat.min(1), inner, flat.max(1)]).tolist())
-        if key == "GT" and recipe.labels: _count_labels(found, x)
+        if key == "GT" and preprocessing.labels: _count_labels(found, x)
     return found
 
 
@@ -100,7 +100,7 @@ def describe(
     "Look at a data set; `DataError` where a file cannot be read."
     data.setup()
     kinds = [(k, [i for i in data.items if k in i]) for k in ("IM", "GT", "CM")]
-    return Description(data.summary, [_look(k, i, data.recipe, most) for k, i in kinds if i])
+    return Description(data.summary, [_look(k, i, data.preprocessing, most) for k, i in kinds if i])
 
 # %% ../../nbs/data_modules/25_describe.ipynb #2f6160b4
 _NAMES = {"IM": "sources", "GT": "targets", "CM": "cost maps"}

@@ -78,8 +78,8 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
 def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
     "How much the target shows at each pixel; None where there is none, or it is very large."
     if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None
-    x = self.recipe.read("GT", item["GT"], item.get("time"))
-    if self.recipe.labels: return (x > 0).any(0)
+    x = self.preprocessing.read("GT", item["GT"], item.get("time"))
+    if self.preprocessing.labels: return (x > 0).any(0)
     return np.abs(x - np.median(x, axis=tuple(range(1, x.ndim)), keepdims=True)).mean(0)
 
 

@@ -79,7 +79,7 @@ class ImageInfo:
     shape: tuple[int, ...]  # Lengths of `(T, C, Z, Y, X)`; color samples count as channels
     dtype: str  # 'uint8', 'uint16', 'float32', ...
     channel_names: list[str]  # One for each channel
-    pixel_size: tuple[Optional[float], ...]  # `(Z, Y, X)` in micrometres, None where not known
+    pixel_size: tuple[Optional[float], ...]  # `(Z, Y, X)` in micrometers, None where not known
     n_scenes: int  # Number of images in the file
     n_levels: int  # Number of resolutions of each, from fine to coarse
 
@@ -150,7 +150,7 @@ def read_image(
 
 # %% ../../nbs/data_modules/06_images.ipynb #5fc90562
 def _alpha(path: Path, n: int) -> str:
-    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of grey or color; "
+    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of gray or color; "
             f"save it without, or ask for `channels={list(range(n - 1))}` (in a config "
             "`data.source_channels` or `data.target_channels`).")
 
@@ -234,7 +234,7 @@ def write_image(
     path: str | Path,  # A name that ends in .tif or .tiff; folders are made
     image: np.ndarray,  # 2 to 5 axes
     axes: Optional[str] = None,  # Out of T, C, Z, Y, X; by default YX, ZYX, CZYX or TCZYX
-    pixel_size: Optional[Sequence[Optional[float]]] = None,  # `(Z, Y, X)` in micrometres
+    pixel_size: Optional[Sequence[Optional[float]]] = None,  # `(Z, Y, X)` in micrometers
     channel_names: Optional[Sequence[str]] = None,  # One for each channel
 ):
     "Write an OME-TIFF; the file appears when it is complete, or not at all."

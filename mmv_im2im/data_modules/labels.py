@@ -19,12 +19,12 @@ from ..core import ConfigError, DataError, did_you_mean
 
 # %% ../../nbs/data_modules/13_labels.ipynb #8238e086
 def isotropic_zoom(
-    pixel_size: Sequence[Optional[float]],  # `(Z, Y, X)` in micrometres
+    pixel_size: Sequence[Optional[float]],  # `(Z, Y, X)` in micrometers
 ) -> tuple[float, float, float]:  # Factors for Z, Y and X
     "Factors that make voxels as long in every axis as the finer of Y and X."
     if len(pixel_size) != 3 or not all(s and s > 0 for s in pixel_size):
         raise DataError(
-            "isotropic voxels need a pixel size above 0 for each of (Z, Y, X), in micrometres; got"
+            "isotropic voxels need a pixel size above 0 for each of (Z, Y, X), in micrometers; got"
             f" {tuple(pixel_size)}. Write it into the file, or leave the resampling out."
         )
     finest = min(pixel_size[1:])
@@ -34,7 +34,7 @@ def isotropic_zoom(
 def resample(
     x: np.ndarray,  # Image `(C, [Z,] Y, X)`
     zoom: float | Sequence[float] | None = None,  # Factor above 0, or one for each spatial axis
-    labels: bool = False,  # Whether `x` holds labels: nearest neighbour, the dtype stays
+    labels: bool = False,  # Whether `x` holds labels: nearest neighbor, the dtype stays
     shape: Optional[Sequence[int]] = None,  # Size to reach, with or without channels, not a factor
 ) -> np.ndarray:  # float32, or the dtype of labels
     "Stretch or shrink an image."
@@ -147,7 +147,7 @@ def _codec(path: str | Path) -> Optional[str]:
 
 
 def _frayed(x: np.ndarray) -> bool:
-    "Whether many pixels differ from all four neighbours, as drawn labels do not."
+    "Whether many pixels differ from all four neighbors, as drawn labels do not."
     alone = np.ones(x.shape, bool)
     for axis in (-1, -2):
         same = np.diff(x, axis=axis) == 0

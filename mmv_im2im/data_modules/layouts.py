@@ -59,7 +59,7 @@ def _find_split(parts: dict[str, Path], layout: str, names: dict[str, str], pair
     "Samples of layout 4, those for training first."
     out, seen, both = [], {}, []
     for part, path in parts.items():
-        kind = _recognise(path, names, nested, _NAMES[:3]) if layout == "auto" else layout
+        kind = _recognize(path, names, nested, _NAMES[:3]) if layout == "auto" else layout
         for s in _find_one(path, kind, names, pairing, nested, part):
             out.append(s | {"split": part})
             file = s.get("IM") or s["GT"]
@@ -71,7 +71,7 @@ def _find_split(parts: dict[str, Path], layout: str, names: dict[str, str], pair
     return out
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #18c5b9cf
-def _recognise(path: Path, names: dict[str, str], nested: bool, among=_NAMES) -> str:
+def _recognize(path: Path, names: dict[str, str], nested: bool, among=_NAMES) -> str:
     "The layout of `path`, by what is in it."
     if path.is_file() and path.suffix.lower() == ".csv": return "csv"
     _check_is_folder(path)
@@ -233,7 +233,7 @@ def find_samples(
     path = as_spelled(path)
     if pairing == "source" and layout == "auto" and is_one_image(path):
         return Samples([{"IM": path}], "", pairing)
-    if layout == "auto": layout = _recognise(path, names, nested)
+    if layout == "auto": layout = _recognize(path, names, nested)
     if layout == "split":
         samples = _find_split(_parts_of(path), "auto", names, pairing, nested)
     else: samples = _find_one(path, layout, names, pairing, nested)

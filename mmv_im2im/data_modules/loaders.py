@@ -22,7 +22,7 @@ from .arguments import Im2ImDataModule
 from mmv_im2im.data_modules.datasets import (
     EpochBatches, ImageDataset, PatchDataset, UnpairedPatches, join_domains, split_domains,
 )
-from .partial_loading import PortionLoader, Rolling, Window, _Derived
+from .partial_loading import PartialLoader, Rolling, Window, _Derived
 from ..vis import show_batch
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #217c2c97
@@ -46,11 +46,11 @@ def _position(self: Im2ImDataModule) -> tuple[int, int]:
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #96cde8dd
 @patch
-def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PortionLoader":
+def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PartialLoader":
     "Batches of random patches, in an order that goes on where the trainer stands."
     self.setup()
     rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-    if self.portion: return self._portion_loader(rank, world)
+    if self.partial_loading: return self._partial_loader(rank, world)
     kind = UnpairedPatches if self.pairing == "unpaired" else PatchDataset
     data = kind(self.train_items, self.store, self.transform, self.per_image, self.seed)
     batches = EpochBatches(len(data), self.batch_size, self.seed, self._position, rank, world)
@@ -77,7 +77,7 @@ def val_dataloader(self: Im2ImDataModule) -> DataLoader:
 @patch
 def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> DataLoader:
     "Whole images, or crops, one by one; each process has its share."
-    return _shared_out(ImageDataset(items, load, self.recipe.labels), 1, self.trainer)
+    return _shared_out(ImageDataset(items, load, self.preprocessing.labels), 1, self.trainer)
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #ea86f1c1
 @patch
@@ -112,24 +112,25 @@ def _shared_out(
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #b2180cc5
 @patch
-def _portion_loader(self: Im2ImDataModule, rank: int, world: int) -> PortionLoader:
+def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoader:
     "A loader that holds this process's share of the portion; it is made once and goes on."
     if getattr(self, "_rolling", None):
         self._rolling.batch_size = self.batch_size
         return self._rolling
     domains = [d for d in split_domains(self.train_items) if d]
-    held = [max(1, round(self.portion * len(d)) // world) for d in domains]
+    held = [max(1, round(self.partial_loading * len(d)) // world) for d in domains]
     if min(map(len, domains)) < world:
         raise ConfigError(
-            f"`data.portion` needs an image for each of {world} processes; give more images."
+            f"`data.partial_loading` needs an image for each of {world} processes; give more of"
+            " them."
         )
     per_epoch = max(held) * self.per_image
     windows = []
     for k, (d, n) in enumerate(zip(domains, held)):
-        visits = max(1, round(per_epoch / n)) * self.portion_epochs
+        visits = max(1, round(per_epoch / n)) * self.partial_loading_epochs
         plan = Rolling(len(d), n, visits, derive_seed(self.seed, "domain", k), rank, world)
         windows.append(Window(lambda i, d=d: self._held(d[i]), plan))
-    self._rolling = PortionLoader(
+    self._rolling = PartialLoader(
         windows, self.transform, per_epoch, self.batch_size, self.seed, self._position,
         pin=torch.cuda.is_available(),
     )

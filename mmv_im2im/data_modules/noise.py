@@ -141,7 +141,7 @@ def _blocks(x: np.ndarray) -> bool:
 
 # %% ../../nbs/data_modules/26_noise.ipynb #65a5b84e
 def _spike(x: np.ndarray, least: float, high: bool) -> Optional[tuple[float, float]]:
-    "The lowest or highest value and its share, where it holds more pixels than its neighbours say."
+    "The lowest or highest value and its share, where it holds more pixels than its neighbors say."
     values, counts = np.unique(x[..., ::max(1, x.size // 500_000)], return_counts=True)
     if high: values, counts = values[::-1], counts[::-1]
     share = float(counts[0] / counts.sum())
@@ -292,5 +292,5 @@ def noise_of(
     data.setup()
     items = [i for i in data.train_items if "IM" in i]
     some = sorted({round(i) for i in np.linspace(0, len(items) - 1, min(len(items), most))})
-    read = data.recipe.read
+    read = data.preprocessing.read
     return measure_noise([read("IM", items[i]["IM"], items[i].get("time")) for i in some])

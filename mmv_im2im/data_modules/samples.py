@@ -34,11 +34,11 @@ from .images import write_image
 # %% ../../nbs/data_modules/11_samples.ipynb #f794a148
 @dataclass
 class _Cell:
-    centre: np.ndarray  # In pixels of the finest axis
+    center: np.ndarray  # In pixels of the finest axis
     turn: np.ndarray  # Rotation matrix
     body: np.ndarray  # Half axes of the cell
     nucleus: np.ndarray  # Half axes of the nucleus
-    shift: np.ndarray  # From the cell's centre to that of the nucleus
+    shift: np.ndarray  # From the cell's center to that of the nucleus
     waves: np.ndarray  # Dents of the outline: direction, amplitude, phase in each row
     spots: np.ndarray  # Nucleoli: positions within the nucleus, -1 to 1
     light: np.ndarray  # Brightness of nucleus, membrane and phase
@@ -47,7 +47,7 @@ class _Cell:
 
 
 def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
-    "Up to `n` centres that keep their distance; some lie just outside of the picture."
+    "Up to `n` centers that keep their distance; some lie just outside of the picture."
     tries = rng.uniform(-.06, 1.06, (max(80, 12 * n), len(size))) * size
     near = cKDTree(tries).query_ball_point(tries, distance)
     free, kept = np.ones(len(tries), bool), []
@@ -58,20 +58,20 @@ def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
     return tries[kept]
 
 # %% ../../nbs/data_modules/11_samples.ipynb #5e2a87fb
-def _make_cell(centre: np.ndarray, turn: np.ndarray, rng) -> _Cell:
+def _make_cell(center: np.ndarray, turn: np.ndarray, rng) -> _Cell:
     "Draw everything about a cell but its place and direction."
-    d = len(centre)
+    d = len(center)
     nucleus = rng.uniform(7.5, 10.5) * np.exp(rng.normal(0, .14, d))
     waves = [rng.normal(0, 1.7, (3, d)), rng.uniform(.02, .08, 3), rng.uniform(0, 6.3, 3)]
     light = np.exp(rng.normal(0, [.3, .2, .15]))
-    return _Cell(centre, turn, body=nucleus * rng.uniform(1.45, 1.95, d), nucleus=nucleus,
+    return _Cell(center, turn, body=nucleus * rng.uniform(1.45, 1.95, d), nucleus=nucleus,
                  shift=rng.normal(0, 1.3, d), waves=np.column_stack(waves),
                  spots=rng.uniform(-.5, .5, (rng.integers(1, 4), d)), light=light,
                  texture=rng.random(d), speed=rng.normal(0, 1.3, d))
 
 
 def _radius(u: np.ndarray, axes: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    "Distance of the points `u` (axis, point) from the centre, 1 on the dented outline."
+    "Distance of the points `u` (axis, point) from the center, 1 on the dented outline."
     v = u / axes[:, None].astype(np.float32)
     rho = np.sqrt(np.einsum("ij,ij->j", v, v)) + np.float32(1e-6)
     waves = waves.astype(np.float32)
@@ -87,7 +87,7 @@ def _canvas(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def _window(cell: _Cell, at: np.ndarray, shape, spacing: np.ndarray):
-    "The part of the picture that a cell covers, and the points there as seen from its centre."
+    "The part of the picture that a cell covers, and the points there as seen from its center."
     reach = (np.sqrt(((cell.turn * cell.body[:, None]) ** 2).sum(0)) * 1.25 + 1) / spacing
     low = np.clip(np.floor(at / spacing - reach), 0, shape).astype(int)
     high = np.clip(np.ceil(at / spacing + reach) + 1, 0, shape).astype(int)
@@ -194,9 +194,9 @@ def simulate_cells(
     size = np.array(shape) * spacing
     if n_cells is None:
         n_cells = max(1, round(rng.uniform(.8, 1.2) * np.prod(size / (31, 26)[len(shape) - 2])))
-    centres = _place(size, n_cells, (21, 19)[len(shape) - 2], rng)
-    turns = np.linalg.qr(rng.normal(size=(len(centres), len(shape), len(shape))))[0]
-    cells = [_make_cell(c, turn, rng) for c, turn in zip(centres, turns)]
+    centers = _place(size, n_cells, (21, 19)[len(shape) - 2], rng)
+    turns = np.linalg.qr(rng.normal(size=(len(centers), len(shape), len(shape))))[0]
+    cells = [_make_cell(c, turn, rng) for c, turn in zip(centers, turns)]
     noise = _noise_field((24, 64, 64)[-len(shape):], rng)
     shades = _shade(shape, .35, rng), _shade(shape, .2, rng)
     defocus = rng.uniform(4., 5.5)
@@ -204,7 +204,7 @@ def simulate_cells(
     for t in range(n_times):
         fields = _canvas(shape)
         for i, cell in enumerate(cells):
-            _paint(fields, cell, i + 1, cell.centre + t * cell.speed, noise, spacing)
+            _paint(fields, cell, i + 1, cell.center + t * cell.speed, noise, spacing)
         frames.append(_image(fields, shades, defocus))
     if n_times == 1: return frames[0]
     return {k: np.stack([f[k] for f in frames]) for k in frames[0]}
@@ -336,7 +336,7 @@ def _crop(image: np.ndarray, part: str) -> np.ndarray:
 
 
 def _write_pair(folder: Path, part: str, source: np.ndarray, target, axes: str):
-    "One image, `axes` with colours last as they come; targets have no channels."
+    "One image, `axes` with colors last as they come; targets have no channels."
     if axes.endswith("S"): source, axes = np.moveaxis(source, -1, 0), "C" + axes[:-1]
     write_image(folder / "IM" / "000.tif", _crop(source, part), axes)
     if target is not None:
@@ -378,11 +378,11 @@ def _real_sets() -> dict[str, tuple[Callable, str]]:
     nuclei = "real fluorescent nuclei and their labels"
     pairs = {"nuclei_2d": ("img2d.tif", "mask2d.tif", "YX", f"{nuclei}, 512 x 512"),
              "nuclei_3d": ("img3d.tif", "mask3d.tif", "ZYX", f"{nuclei}, 31 x 61 x 57"),
-             "histology": ("histo.jpg", None, "YXS", "real tissue, H&E, colour, no target")}
+             "histology": ("histo.jpg", None, "YXS", "real tissue, H&E, color, no target")}
     lone = {"camera": ("camera.png", "a photograph, 512 x 512"),
             "cell": ("cell.png", "a cell in quantitative phase"),
-            "ihc": ("ihc.png", "real tissue, DAB stain, colour"),
-            "retina": ("retina.jpg", "the back of an eye, colour")}
+            "ihc": ("ihc.png", "real tissue, DAB stain, color"),
+            "retina": ("retina.jpg", "the back of an eye, color")}
     sets = {name: (partial(_from_stardist, source=source, target=target, axes=axes),
                    f"{about} (StarDist)") for name, (source, target, axes, about) in pairs.items()}
     return sets | {name: (partial(_from_skimage, name=file), f"{about}, no target (scikit-image)")

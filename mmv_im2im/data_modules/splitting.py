@@ -105,7 +105,7 @@ def held_pixels(
     "Draw pixels of an image that validate."
     if not 0 < fraction <= 0.1:
         raise DataError(
-            "a split by pixels holds back at most a tenth of them, so that each has neighbours that"
+            "a split by pixels holds back at most a tenth of them, so that each has neighbors that"
             f" train; got `data.val_fraction` {fraction}. Set it to 0.02, for example."
         )
     return np.random.default_rng(derive_seed(seed, "pixels")).random(shape) < fraction

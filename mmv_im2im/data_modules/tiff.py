@@ -128,13 +128,13 @@ def _stacked(images: list) -> list:
         found[0].keyframe, found[0].kind) for found in groups.values()]
 
 # %% ../../nbs/data_modules/03_tiff.ipynb #c707a1b5
-_COLORS = {0, 1, 2, 3, 32844, 32845}  # grey, RGB, palette
+_COLORS = {0, 1, 2, 3, 32844, 32845}  # gray, RGB, palette
 _SAVE = "save them as files of their own"
 
 
 @patch
 def _check_kind(self: _Tiff, images: list):
-    "`DataError` where pages lie about that may belong to the image, or have no grey or RGB values."
+    "`DataError` where pages lie about that may belong to the image, or have no gray or RGB values."
     page, yx = self.series.keyframe, lambda s: _yx(s.keyframe)
     others = [s for s in images if s is not self.full and yx(s) == yx(self.full)]
     if self.full.kind == "generic" and others and not self.scene:
@@ -145,8 +145,8 @@ def _check_kind(self: _Tiff, images: list):
     decoded = page.photometric == 6 and page.compression in (6, 7, 34892, 33007)
     if page.photometric not in _COLORS and not decoded:
         color = getattr(page.photometric, "name", page.photometric)
-        raise DataError(f"{self.path} has the colors {color}, not grey or RGB; convert it to RGB "
-                        "or to grey and save it again.")
+        raise DataError(f"{self.path} has the colors {color}, not gray or RGB; convert it to RGB "
+                        "or to gray and save it again.")
     if np.dtype(self.dtype or "V").kind not in "biuf":
         raise DataError(f"{self.path} has pixels of dtype {self.dtype}, which are no intensities; "
                         "save real numbers, such as magnitude or phase.")

@@ -185,8 +185,8 @@ class _Picture(_File):
             raise DataError(f"{self.path} is a {kind} file under a wrong name; give it its own "
                             "ending, or save it as PNG.")
         if bands[0] not in "1LIRP":
-            raise DataError(f"{self.path} has the colors {self.image.mode}, not grey or RGB; "
-                            "convert it to RGB or to grey and save it again.")
+            raise DataError(f"{self.path} has the colors {self.image.mode}, not gray or RGB; "
+                            "convert it to RGB or to gray and save it again.")
         self.bits, self.color = _png_kind(self.path) if kind == "PNG" else (8, None)
         self.dtype = np.dtype("uint16" if self.bits == 16 else "uint8")
         n = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(self.color, len(bands))
@@ -231,13 +231,13 @@ def _bare_png(path: Path) -> Optional[io.BytesIO]:
 
 
 def _png_kind(path: Path) -> tuple[int, int]:
-    "Bits of a value, and colors: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha."
+    "Bits of a value, and colors: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha."
     with open(path, "rb") as file: head = file.read(26)
     return head[24], head[25]
 
 
 def _palette(image) -> Optional[np.ndarray]:
-    "The colors `(n, 3)`, None where each number stands for the same grey."
+    "The colors `(n, 3)`, None where each number stands for the same gray."
     colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     same = (colors == np.arange(len(colors))[:, None]).all()
     return None if same else colors

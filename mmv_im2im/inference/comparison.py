@@ -16,7 +16,7 @@ from skimage.restoration import denoise_nl_means
 
 # %% ../../nbs/inference/00_comparison.ipynb #6f86b0b0
 from ..metrics import affine_fit, regression_metrics
-from ..models.self_supervised import fill_in, neighbours
+from ..models.self_supervised import fill_in, neighbors
 
 # %% ../../nbs/inference/00_comparison.ipynb #47812ce1
 def noise_level(
@@ -51,7 +51,7 @@ def holdout_error(
     x = torch.from_numpy(np.ascontiguousarray(noisy, dtype=np.float32))[None]
     hidden = torch.zeros_like(x[:, :1], dtype=torch.bool)
     hidden[(..., *[slice(1 if n > 1 else 0, None, 4) for n in x.shape[2:]])] = True
-    seen = fill_in(x, hidden, neighbours(x.ndim - 2, 1), "mean")[0].numpy()
+    seen = fill_in(x, hidden, neighbors(x.ndim - 2, 1), "mean")[0].numpy()
     at = hidden[0].expand(x.shape[1:]).numpy()
     return float(np.mean((np.asarray(denoise(seen))[at] - noisy[at]) ** 2))
 
@@ -60,7 +60,7 @@ def residual_correlation(
     noisy: np.ndarray,  # `(C, [Z,] Y, X)`
     denoised: np.ndarray,  # The same size
 ) -> float:  # -1...1, 0 is best; nan where nothing was taken away
-    "How alike neighbours are in what was taken away."
+    "How alike neighbors are in what was taken away."
     r = np.asarray(noisy, np.float64) - denoised
     axes = tuple(range(1, r.ndim))
     r = r - r.mean(axes, keepdims=True)

@@ -25,28 +25,30 @@ from ..config.presets import preset_names
 from ..core import ConfigError, DataError, Im2ImError, did_you_mean, find_class, moved
 from ..data_modules.images import check_finite, image_info, read_image
 from ..data_modules.labels import resample
-from ..data_modules.preprocessing import Recipe
+from ..data_modules.preprocessing import Preprocessing
 from ..models.base import Im2ImModule
 from ..models.tiled import check_dropout
 from ..postprocess import AsType, Postprocess, as_postprocess, postprocess, to_dtype
 
 # %% ../../nbs/inference/01_predictor.ipynb #bcc32687
 def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
-    "Module, recipe and patch out of a checkpoint."
+    "Module, preprocessing and patch out of a checkpoint."
     kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
     if kept is None:
         raise ConfigError(
             f"'{path}' is a checkpoint of something else: it was not written by a model of this"
             " library. Name a checkpoint of a run."
         )
-    recipe = Recipe(**data["recipe"], trust=trust) if data else None
+    # runs of before call it a recipe
+    kept_as = data.get("preprocessing") or data.get("recipe")
+    preprocessing = Preprocessing(**kept_as, trust=trust) if data else None
     if net is not None: module = _by_hand(kept, net, trust)
     elif kept["config"]:
         config = kept["config"]
         cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
         channels = data["in_channels"], data["out_channels"]
         module, _ = cls.from_config(
-            config["model"], *channels, recipe.spatial_dims, config["seed"], trust
+            config["model"], *channels, preprocessing.spatial_dims, config["seed"], trust
         )
     else:
         raise ConfigError(
@@ -62,7 +64,7 @@ def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
             " Give the network that was trained."
         ) from None
     module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
-    return module.eval(), recipe
+    return module.eval(), preprocessing
 
 # %% ../../nbs/inference/01_predictor.ipynb #af4e9720
 def _for_inference(state: dict, module: nn.Module) -> dict:
@@ -107,14 +109,14 @@ def guess_axes(
     if len(shape) == 5: return "TCZYX"
     forms = (spatial, "C" + spatial, spatial + "C", "T" + spatial, "TC" + spatial, f"T{spatial}C")
     fits = [f for f in forms if len(f) == len(shape) and _fits(dict(zip(f, shape)), channels)]
-    # three or four pixels are hardly the width of an image, but often colours
-    colours = len(shape) > 2 and shape[-1] in (1, 3, 4)
+    # three or four pixels are hardly the width of an image, but often colors
+    colors = len(shape) > 2 and shape[-1] in (1, 3, 4)
     at_end = [f for f in fits if f.endswith("C")]
-    if fits and not (colours and not at_end):
+    if fits and not (colors and not at_end):
         # an axis of length 1 may be called anything
         if not at_end or len(at_end) == len(fits) or channels == 1: return (at_end or fits)[0]
     why = f"does not fit a {dims}D model of {channels} channel(s)"
-    if fits: why = f"may be read as {' or as '.join(fits)}" + " or have colours last" * colours
+    if fits: why = f"may be read as {' or as '.join(fits)}" + " or have colors last" * colors
     example = ("C" if channels > 1 else "T" if len(shape) > dims else "") + spatial
     raise DataError(
         f"an array of shape {shape} {why}; name its axes, for example `axes='{example}'` (T for"
@@ -240,7 +242,7 @@ class Predictor:
         _check_options(overlap, blend, batch_size, tta)
         self.path = find_checkpoint(_checkpoint_of(checkpoint))
         checkpoint = load_checkpoint(self.path)
-        self.module, self.recipe = _restore(checkpoint, self.path, net, trust)
+        self.module, self.preprocessing = _restore(checkpoint, self.path, net, trust)
         kept = checkpoint.get("Im2ImDataModule") or {}
         self.known_channels, self.direction = kept.get("in_channels"), direction
         if direction != "A2B": self._turn(kept)
@@ -249,9 +251,10 @@ class Predictor:
         self.batch_size = int(batch_size)
         configured = (self.module.config or {}).get("predict", {})
         self.tta = bool(configured.get("tta") if tta is None else tta)
-        self.samples = self._checked_samples(configured.get("samples") if samples is None else samples)
+        samples = configured.get("samples") if samples is None else samples
+        self.samples = self._checked_samples(samples)
         if dtype is not None: dtype = AsType(dtype).dtype
-        self.dtype = dtype or (self.recipe.target_dtype if self.recipe else None)
+        self.dtype = dtype or (self.preprocessing.target_dtype if self.preprocessing else None)
         if postprocess is None and direction == "A2B": postprocess = configured.get("postprocess")
         self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
         self.device = _device(device)
@@ -259,9 +262,16 @@ class Predictor:
 
 # %% ../../nbs/inference/01_predictor.ipynb #eee3ff57
 @patch(as_prop=True)
+def recipe(self: Predictor) -> Optional[Preprocessing]:
+    "The same as `preprocessing`."
+    return self.preprocessing
+
+
+@patch(as_prop=True)
 def dims(self: Predictor) -> int:
     "Spatial dimensions of the model."
-    return self.recipe.spatial_dims if self.recipe else len(self.module.patch or (0, 0))
+    if self.preprocessing: return self.preprocessing.spatial_dims
+    return len(self.module.patch or (0, 0))
 
 
 @patch
@@ -275,7 +285,7 @@ def _turn(self: Predictor, data: dict):
             " way only; leave it out, or train CycleGAN, which goes both."
         )
     self.module = self.module.backward_module().eval()
-    if self.recipe: self.recipe = self.recipe.reversed()
+    if self.preprocessing: self.preprocessing = self.preprocessing.reversed()
     self.known_channels = data.get("out_channels")
 
 
@@ -297,8 +307,8 @@ def _checked_samples(self: Predictor, samples: Any) -> Optional[int]:
         )
     if samples > 1 and not self.samples_differ:
         raise ConfigError(
-            f"`predict.samples` is {samples}, but each prediction of this model is the same; leave it"
-            " out, set `predict.dropout: true` if its network has dropout, or train a model that"
+            f"`predict.samples` is {samples}, but each prediction of this model is the same; leave"
+            " it out, set `predict.dropout: true` if its network has dropout, or train a model that"
             " samples (preset self2self_2d)."
         )
     return samples
@@ -319,7 +329,7 @@ def __call__(self: Predictor,
     # Segmentation: probabilities instead of a mask or class numbers
     probabilities: bool = False,
     progress: bool = False,  # Show a bar over tiles
-    # Voxel size `(Z, Y, X)` in micrometres of an array, for a model of isotropic voxels
+    # Voxel size `(Z, Y, X)` in micrometers of an array, for a model of isotropic voxels
     pixel_size: Optional[Sequence[float]] = None,
     # Also give the standard deviation of the predictions that the model averages, as Self2Self does
     uncertainty: bool = False,
@@ -339,7 +349,7 @@ def __call__(self: Predictor,
     if pixel_size is None and self._asks_for_voxels():
         raise DataError(
             "the model resamples its images to isotropic voxels, so an array needs"
-            " `pixel_size=(Z, Y, X)` in micrometres, or give the path of a file."
+            " `pixel_size=(Z, Y, X)` in micrometers, or give the path of a file."
         )
     out = self._predict_times(x, "the image", pixel_size=pixel_size, **how)
     wanted = lambda y: back(y if len(axes) == 5 else _like(y, axes + "C"))
@@ -441,18 +451,18 @@ _NO_PIXELS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La")
 @patch
 def _trained_axes(self: Predictor, shape: Sequence[int]) -> Optional[str]:
     "The axes that training was told, if an array of this shape can have them."
-    axes = (self.recipe.axes["IM"] if self.recipe else None) or ""
+    axes = (self.preprocessing.axes["IM"] if self.preprocessing else None) or ""
     if "C" not in axes: axes = axes.replace("S", "C")
     if len(axes) != len(shape) or set(axes) - set("TCZYX"): return None
-    n, most = dict(zip(axes, shape)).get("C", 1), max(self.recipe.channels["IM"] or [0])
+    n, most = dict(zip(axes, shape)).get("C", 1), max(self.preprocessing.channels["IM"] or [0])
     return axes if n == self.in_channels or n > most > 0 else None
 
 
 @patch
 def _choose(self: Predictor, x: Any) -> Any:
     "Of an array T, C, Z, Y, X that has more of them: the channels and the plane of training."
-    if self.recipe is None: return x
-    channels, planes = self.recipe.channels["IM"], self.recipe.planes
+    if self.preprocessing is None: return x
+    channels, planes = self.preprocessing.channels["IM"], self.preprocessing.planes
     if channels and x.shape[1] != self.in_channels and x.shape[1] > max(channels):
         x = x[:, list(channels)]
     if self.dims == 2 and planes and 1 < x.shape[2] > max(planes): x = x[:, :, list(planes)]
@@ -462,7 +472,8 @@ def _choose(self: Predictor, x: Any) -> Any:
 @patch
 def _asks_for_voxels(self: Predictor) -> bool:
     "Whether the size of a voxel must be known to predict."
-    return bool(self.recipe and self.recipe.isotropic and not self.recipe.pixel_size)
+    known = self.preprocessing
+    return bool(known and known.isotropic and not known.pixel_size)
 
 # %% ../../nbs/inference/01_predictor.ipynb #a69e7cee
 def _device(name: str | torch.device) -> torch.device:
@@ -510,8 +521,8 @@ def _predict_file(
 def _read(
     self: Predictor, path: Path, axes: Optional[str] = None
 ) -> tuple[np.ndarray, tuple[Optional[float], ...]]:
-    "Pixels T, C, Z, Y, X of a file, read as those of training, and their size in micrometres."
-    r = self.recipe or Recipe(self.dims)
+    "Pixels T, C, Z, Y, X of a file, read as those of training, and their size in micrometers."
+    r = self.preprocessing or Preprocessing(self.dims)
     where = {"axes": axes or r.axes["IM"], "scene": r.scene, "level": r.level}
     x = read_image(path, channels=r.channels["IM"], planes=r.planes, **where)
     check_finite(x, path)
@@ -525,7 +536,7 @@ def _size_of_result(
 ) -> tuple[Optional[float], ...]:
     "Pixel size to write: of planes of which training took every n-th, n times the distance."
     steps = {b - a for a, b in zip(planes, planes[1:])} if (
-        planes := self.recipe.planes if self.recipe else None
+        planes := self.preprocessing.planes if self.preprocessing else None
     ) else {1}
     known = size[0] and (steps or {1})
     return (size[0] * abs(min(known)) if known and len(known) == 1 else None, *size[1:])
@@ -549,7 +560,7 @@ def _predict_times(
             " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d), or set"
             " `predict.samples` for a model with noise, such as `predict.dropout: true`."
         )
-    zoom = self.recipe.zoom(_voxels(pixel_size), name) if self.recipe else None
+    zoom = self.preprocessing.zoom(_voxels(pixel_size), name) if self.preprocessing else None
     one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
     if not isinstance(x, da.Array): return np.stack([one(t) for t in x])
     channels, dtype = self._result_channels(probabilities, spread)
@@ -598,7 +609,7 @@ def _voxels(size: Any) -> tuple[Optional[float], ...]:
     number = lambda s: isinstance(s, (int, float, np.number)) and 0 < s < np.inf
     if len(sizes) != 3 or not all(s is None or number(s) for s in sizes):
         raise DataError(
-            "`pixel_size` must be three numbers above 0, (Z, Y, X) in micrometres; got"
+            "`pixel_size` must be three numbers above 0, (Z, Y, X) in micrometers; got"
             f" {size!r}."
         )
     return sizes
@@ -609,7 +620,7 @@ def _voxels(size: Any) -> tuple[Optional[float], ...]:
 def _raw(
     self: Predictor, x: np.ndarray, progress: bool = False, spread: bool = False
 ) -> torch.Tensor:
-    "Raw output for one image `(C, [Z,] Y, X)` that is normalised already."
+    "Raw output for one image `(C, [Z,] Y, X)` that is normalized already."
     source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
     generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
     return self.module.predict_raw(
@@ -633,7 +644,8 @@ def _predict_one(
     x = x[:, 0] if self.dims == 2 else x
     size = x.shape[1:]
     if zoom: x = resample(x, zoom)
-    raw = self._raw(self.recipe.normalise("IM", x) if self.recipe else x, progress, spread)
+    seen = self.preprocessing.normalize("IM", x) if self.preprocessing else x
+    raw = self._raw(seen, progress, spread)
     _check_output(raw, name)
     if spread:
         raw, deviation = raw.chunk(2, dim=1)
@@ -652,8 +664,8 @@ def _predict_one(
 # %% ../../nbs/inference/01_predictor.ipynb #18bc5d8e
 @patch
 def _in_units(self: Predictor, pred: np.ndarray, source: np.ndarray) -> np.ndarray:
-    "Normalised intensities in the target's units, as far as they are known."
-    norm, stats = self.recipe.units(source) if self.recipe else (None, None)
+    "Normalized intensities in the target's units, as far as they are known."
+    norm, stats = self.preprocessing.units(source) if self.preprocessing else (None, None)
     return pred if norm is None or stats is None else norm.inverse(pred, stats)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import ConfigError, did_you_mean
+from ..core import ConfigError, did_you_mean, moved
 from .base import Im2ImModule
 from .manual import ManualModule
 from .tiled import _evaluating
@@ -34,7 +34,7 @@ class PatchGAN(nn.Module):
         layers: int = 3,
         scales: int = 1,  # Networks, each at half the size of the one before
         norm: str | Sequence | None = "instance",  # Any of MONAI's; None = none
-        spectral: bool = False,  # Spectral normalisation of every layer
+        spectral: bool = False,  # Spectral normalization of every layer
         high_pass: float = 0.0,  # Show, times this factor, each channel less its local mean, too
         # First channels without `high_pass`: the source, whose noise would drown everything else.
         # Left out in a config, the framework knows
@@ -154,7 +154,7 @@ def _over_scales(fn: Callable, scores: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class AdversarialLoss:
-    "What discriminator and generator minimise."
+    "What discriminator and generator minimize."
     def __init__(self,
         kind: str = "least_squares",  # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
         key: str = "model.adversarial",  # The key in the config, for the error's text
@@ -424,3 +424,6 @@ def try_judge(self: AdversarialModule,
             f"{' beside their sources' * (source is not None)} and {list(images.shape[2:])} pixels:"
             f" {type(e).__name__}: {e}"
         ) from e
+
+# %% ../../nbs/models/11_adversarial.ipynb #fff98315
+def __getattr__(name): return moved(__name__, name)

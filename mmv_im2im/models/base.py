@@ -21,7 +21,7 @@ from torch import distributed as dist, nn
 
 from ..core import ConfigError, DataError, Im2ImError, derive_seed, moved, target_name
 from ..metrics import check_metrics, regression_metrics
-from ..set_metrics import DISTANCES as SET_METRICS
+from ..set_metrics import SET_METRICS
 
 # %% ../../nbs/models/00_base.ipynb #t4sk0001
 class Task:
@@ -36,7 +36,8 @@ class Task:
         names: Optional[Sequence[str]] = None,  # Of `METRICS`; None = the usual ones
     ) -> dict[str, float]:  # nan where an image has no such metric
         "The metrics of one image; every task says this."
-        raise TypeError(f"{type(self).__name__} must define `measure(pred, target, weight, names)`.")
+        needed = "measure(pred, target, weight, names)"
+        raise TypeError(f"{type(self).__name__} must define `{needed}`.")
 
     def to_target(self,
         target: torch.Tensor,  # As it comes in a batch, `(B, C, [Z,] Y, X)`
@@ -96,7 +97,7 @@ def check_targets(self: Task,
 
 # %% ../../nbs/models/00_base.ipynb #t4sk0003
 @patch
-def split_metrics(self: Task,
+def sorted_metrics(self: Task,
     names: Optional[str | Sequence[str]] = None,  # One or several; None = the usual ones
     key: str = "metrics",  # The key in the config, for the error's text
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:  # Those of an image with its target; set metrics
@@ -110,12 +111,12 @@ def split_metrics(self: Task,
 
 
 @patch
-def metric_names(self: Task,
+def checked_metrics(self: Task,
     names: Optional[str | Sequence[str]] = None,  # One or several; None = the usual ones
     key: str = "metrics",  # The key in the config, for the error's text
 ) -> Optional[list[str]]:  # A list, in the order given; None = the usual ones
     "Metrics as a framework keeps them; `ConfigError` for an unknown one."
-    self.split_metrics(names, key)
+    self.sorted_metrics(names, key)
     if names is None: return None
     return [names] if isinstance(names, str) else list(names)
 
@@ -353,7 +354,8 @@ def draws(self: Im2ImModule) -> bool:
 def noise(self: Im2ImModule,
     source: torch.Tensor,  # Normalized whole images `(B, C, [Z,] Y, X)`, on any device
     generator: torch.Generator,  # Of random numbers, on the CPU
-) -> Optional[torch.Tensor]:  # A field `(B, N, [Z,] Y, X)`, cut like the source; or a style `(B, S)`
+    # A field `(B, N, [Z,] Y, X)`, which is cut like the source, or a style `(B, S)`
+) -> Optional[torch.Tensor]:
     "What one sample begins with, shared by all tiles; None = nothing but dropout."
     return None
 

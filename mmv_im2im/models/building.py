@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import ConfigError, build, check_arguments, find_class
+from ..core import ConfigError, build, check_arguments, find_class, moved
 from ..metrics import metric_mode
 from .base import Im2ImModule
 
@@ -152,7 +152,7 @@ def watched(self: Im2ImModule) -> str:
 # %% ../../nbs/models/04_building.ipynb #7b1e344f
 @patch
 def planned_steps(self: Im2ImModule) -> int:
-    "Optimisation steps of the whole run; 100 without a trainer."
+    "Optimization steps of the whole run; 100 without a trainer."
     if self._trainer is None: return 100
     steps = self.trainer.estimated_stepping_batches
     if math.isinf(steps):
@@ -268,3 +268,6 @@ def start_from(self: Im2ImModule,
 
 def _shape_of(x: Optional[torch.Tensor]) -> str:
     return "absent" if x is None else str(tuple(x.shape))
+
+# %% ../../nbs/models/04_building.ipynb #61d5ad19
+def __getattr__(name): return moved(__name__, name)

@@ -79,7 +79,7 @@ class CycleGAN(AdversarialModule):
         check_game({"replay": replay, "soft": soft})
         self.dropout_noise = dropout_noise
         if dropout_noise: check_dropout(net)
-        self.metrics = self.task.metric_names(metrics or _usual(self.task))
+        self.metrics = self.task.checked_metrics(metrics or _usual(self.task))
         self.input_size = None if input_size is None else tuple(input_size)
         self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
 
@@ -202,7 +202,7 @@ def play(self: CycleGAN, batch):
 def _generator_losses(
     self: CycleGAN, a: torch.Tensor, b: torch.Tensor, fake_a: torch.Tensor, fake_b: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    "What the generators minimise, and its parts."
+    "What the generators minimize, and its parts."
     scores_b = scores_of(self.judge(self.discriminator, fake_b))
     scores_a = scores_of(self.judge(self.discriminator_back, fake_a))
     parts = {
@@ -318,7 +318,7 @@ def check(cls: CycleGAN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where networks, task, metrics and kind of target do not go together."
     super(CycleGAN, cls).check(spec, spatial_dims, target_kind, pairing)
     task = _checked_task(spec.get("task", "regression"))
-    task.metric_names(spec.get("metrics"), "model.metrics")
+    task.checked_metrics(spec.get("metrics"), "model.metrics")
     check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(

@@ -206,7 +206,7 @@ class ZeroShotNet(nn.Module):
         convs = (_conv(spatial_dims, ci, co) for ci, co in zip(widths, widths[1:]))
         self.layers = nn.Sequential(*convs, last)
         _keep_spread(self)
-        nn.init.zeros_(last.weight)  # what has learnt nothing changes nothing
+        nn.init.zeros_(last.weight)  # what has learned nothing changes nothing
 
     def forward(self,
         x: torch.Tensor,  # `(B, C, [Z,] Y, X)`

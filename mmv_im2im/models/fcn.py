@@ -51,14 +51,14 @@ class FCN(Im2ImModule):
     ):
         super().__init__(optimizer, scheduler, scheduler_interval, seed)
         self.net, self.task = net, as_task(task, num_classes, multilabel)
-        self.metrics = self.task.metric_names(metrics)
+        self.metrics = self.task.checked_metrics(metrics)
         self.input_size = None if input_size is None else tuple(input_size)
         self.loss = loss or (DiceCELoss() if self.task.labels else nn.MSELoss())
 
 # %% ../../nbs/models/09_fcn.ipynb #ce7d369b
 @patch
 def levels(self: FCN,
-    source: torch.Tensor,  # Normalised image or tile `(B, C, [Z,] Y, X)`
+    source: torch.Tensor,  # Normalized image or tile `(B, C, [Z,] Y, X)`
 ) -> list[torch.Tensor]:  # Each `(B, K, [Z,] Y, X)`, finest first; one, unless it trains on several
     "Raw outputs of the network at the size of the source."
     padded, crop = self.fit_size(source)
@@ -152,7 +152,7 @@ def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where task, classes, network and kind of target do not go together."
     super(FCN, cls).check(spec, spatial_dims, target_kind, pairing)
     task = _task_of(spec)
-    task.metric_names(spec.get("metrics"), "model.metrics")
+    task.checked_metrics(spec.get("metrics"), "model.metrics")
     if "net" not in spec:
         raise ConfigError(
             "`model.net` is missing: FCN needs a network; add `net: {_target_: UNet, ...}`."

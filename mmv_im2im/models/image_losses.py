@@ -75,8 +75,8 @@ class PearsonLoss(_ImageLoss):
     "1 minus Pearson's correlation of each image and channel; 0 to 2, blind to scale and offset."
 
     def _loss(self, p, t, w):
-        def centred(x): return x - _per_image(x, w).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-        p, t = centred(p), centred(t)
+        def centerd(x): return x - _per_image(x, w).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+        p, t = centerd(p), centerd(t)
         # the floor keeps the gradient finite where an image is constant
         norm = [_per_image(x * x, w).clamp_min(1e-8).sqrt() for x in (p, t)]
         return _mean_of_images(1 - _per_image(p * t, w) / (norm[0] * norm[1]), w)

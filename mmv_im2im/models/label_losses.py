@@ -269,7 +269,7 @@ class LovaszLoss(_LabelLoss):
 
 # %% ../../nbs/models/08_label_losses.ipynb #bfb7b8ea
 class DiceCELoss(_LabelLoss):
-    "Soft Dice plus cross entropy on logits; one channel is a binary task. Honours the cost map."
+    "Soft Dice plus cross entropy on logits; one channel is a binary task. Honors the cost map."
 
     def __init__(self,
         dice: float = 1.0,  # Weight of the Dice part, at least 0

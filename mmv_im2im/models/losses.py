@@ -68,7 +68,7 @@ def apply_loss(
     # Cost map `(B, 1 or K, [Z,] Y, X)`; None = every pixel counts the same
     weight: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:  # One number
-    "Call `loss` with its cost map honoured; `ConfigError` if it cannot be."
+    "Call `loss` with its cost map honored; `ConfigError` if it cannot be."
     if getattr(loss, "takes_weight", False): return _one_number(loss, loss(pred, target, weight))
     pred = _full(pred)  # other libraries compute as they are given
     if weight is not None: target = _hide(target, _weights(pred, weight))
@@ -84,7 +84,7 @@ def _one_number(loss: Any, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor): return value if value.ndim == 0 else _full(value).mean()
     raise ConfigError(
         f"`model.loss`: {getattr(loss, '__name__', type(loss).__name__)} must return one tensor,"
-        f" but gave a {type(value).__name__}; wrap it so that it returns the number to minimise."
+        f" but gave a {type(value).__name__}; wrap it so that it returns the number to minimize."
     )
 
 
@@ -100,7 +100,7 @@ def _pixel_losses(loss: nn.Module, pred: torch.Tensor, target: torch.Tensor) -> 
     if values.shape[2:] != pred.shape[2:]:
         package, name = type(loss).__module__.split(".")[0], type(loss).__name__
         raise ConfigError(
-            f"`model.loss`: {package}'s {name} gives no loss per pixel, so it cannot honour the"
+            f"`model.loss`: {package}'s {name} gives no loss per pixel, so it cannot honor the"
             " cost map of these images; take one of mmv_im2im.models.losses (SSIMLoss, DiceCELoss"
             " ...) or torch's MSELoss, L1Loss, SmoothL1Loss or BCEWithLogitsLoss, or remove the"
             " cost maps."

@@ -89,7 +89,7 @@ def turn(self: ManualModule,
 @patch
 def learn(self: ManualModule,
     name: str,  # The player that moves
-    loss: torch.Tensor,  # What it minimises
+    loss: torch.Tensor,  # What it minimizes
 ):
     "Gradients of a loss; the step itself where the batch completes one."
     self.manual_backward(loss / self.accumulate_grad_batches)
@@ -129,7 +129,8 @@ def on_before_optimizer_step(self: ManualModule,
 def training_step(self: ManualModule, batch, batch_idx):
     "One batch: every player's turn, then the schedulers."
     self.seed_step(batch_idx)
-    self._closing = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+    full = (batch_idx + 1) % self.accumulate_grad_batches == 0
+    self._closing = full or self.trainer.is_last_batch
     # loggers number their rows by a count to which Lightning adds one for every batch
     if not self._closing: self.trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
     for optimizer in list(self._optimizers().values())[1:]:

@@ -66,7 +66,7 @@ class Pix2Pix(AdversarialModule):
         self.feature_weight, self.warmup_epochs = feature_weight, warmup_epochs
         self.dropout_noise = dropout_noise
         if dropout_noise: check_dropout(net)
-        self.metrics = self.task.metric_names(metrics)
+        self.metrics = self.task.checked_metrics(metrics)
         self.input_size = None if input_size is None else tuple(input_size)
 
 # %% ../../nbs/models/12_pix2pix.ipynb #28ced61f
@@ -163,7 +163,7 @@ def _generator_losses(
     self: Pix2Pix, source: torch.Tensor, fake: torch.Tensor, seen: torch.Tensor,
     target: torch.Tensor, batch: dict, playing: bool,
 ) -> dict[str, torch.Tensor]:
-    "What the generator minimises, and its parts; the reconstruction alone before the game begins."
+    "What the generator minimizes, and its parts; the reconstruction alone before the game begins."
     parts = self.validation_losses(fake, batch)
     total = self.loss_weight * parts["reconstruction_loss"]
     if playing:
@@ -205,7 +205,7 @@ def part_channels(cls: Pix2Pix, name, in_channels, out_channels):
 def check(cls: Pix2Pix, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where network, metrics and kind of target do not go together."
     super(Pix2Pix, cls).check(spec, spatial_dims, target_kind, pairing)
-    cls.task.metric_names(spec.get("metrics"), "model.metrics")
+    cls.task.checked_metrics(spec.get("metrics"), "model.metrics")
     check_game(spec)
     if spec.get("net") is None:
         raise ConfigError(

@@ -50,9 +50,9 @@ def _over_groups(groups: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 # %% ../../nbs/models/15_risk.ipynb #e60b6c49
 def _second_differences(
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-    correlated: str,  # Axes along which the noise of neighbours is alike
+    correlated: str,  # Axes along which the noise of neighbors is alike
 ) -> torch.Tensor:  # As large as the noise, and nearly nothing of smooth structures
-    "Differences of each pixel to the mean of its neighbours, across Y and X."
+    "Differences of each pixel to the mean of its neighbors, across Y and X."
     names = "ZYX"[-(x.ndim - 2):]
     difference = torch.tensor([1.0, -2.0, 1.0]).to(x) / 6 ** 0.5
     taken = [a in "YX" and a not in correlated for a in names]

@@ -56,7 +56,7 @@ class SelfSupervised(Im2ImModule):
         _check_smoothing(smoothing)
         self.net, self.strategy, self.masking = net, masking, masking.spec
         self.loss, self.channels = loss or nn.MSELoss(), channels
-        self.metrics = self.task.metric_names(metrics)
+        self.metrics = self.task.checked_metrics(metrics)
         self.smoothing = smoothing
         given = 0.0 if smoothing == "auto" else float(smoothing)
         self.register_buffer("blur", torch.full((3,), given))  # along Z, Y and X
@@ -188,7 +188,7 @@ _FEW = 0.15  # Share of pixels up to which those held back stand apart
 
 
 def _scattered(pixels: torch.Tensor) -> bool:
-    "Whether pixels are strewn rather than one field: many have no neighbour of their kind."
+    "Whether pixels are strewn rather than one field: many have no neighbor of their kind."
     near = torch.zeros_like(pixels)
     for axis in range(2, pixels.ndim): near |= pixels.roll(1, axis) | pixels.roll(-1, axis)
     return float((pixels & near).sum()) < 0.8 * float(pixels.sum())
@@ -233,7 +233,7 @@ def check(cls: SelfSupervised, spec, spatial_dims, target_kind, pairing="source"
         )
     _check_channels(spec.get("channels", "together"))
     _check_smoothing(spec.get("smoothing", "auto"))
-    cls.task.metric_names(spec.get("metrics"), "model.metrics")
+    cls.task.checked_metrics(spec.get("metrics"), "model.metrics")
     cls.task.check_targets(target_kind)
 
 

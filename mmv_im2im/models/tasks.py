@@ -29,7 +29,9 @@ class Segmentation(Task):
     def __post_init__(self):
         n = self.num_classes
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ConfigError(f"`model.num_classes` must be a whole number of at least 1; got {n!r}.")
+            raise ConfigError(
+                f"`model.num_classes` must be a whole number of at least 1; got {n!r}."
+            )
         if self.multilabel and n != 1:
             raise ConfigError(
                 "`model.multilabel` makes each channel of the target a class of its own; leave"

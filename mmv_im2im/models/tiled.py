@@ -123,7 +123,7 @@ def default_tile(self: Im2ImModule,
 
 @patch
 def predict_raw(self: Im2ImModule,
-    source: torch.Tensor,  # Normalised images `(B, C, [Z,] Y, X)`, any size
+    source: torch.Tensor,  # Normalized images `(B, C, [Z,] Y, X)`, any size
     tile: Optional[Sequence[int]] = None,  # Tile in pixels; None = chosen from the training patch
     overlap: float = 0.25,  # Overlap of tiles as a fraction, for Gaussian blending
     blend: str = "gaussian",  # 'gaussian', 'exact' or 'none'
@@ -167,7 +167,7 @@ def predict_raw(self: Im2ImModule,
     raw = self.refine(raw, source, calibrated)
     return torch.cat([raw, deviation], 1) if spread else raw
 
-
+# %% ../../nbs/models/03_tiled.ipynb #a2532fd8
 @patch
 def _over_flips(
     self: Im2ImModule, tta: bool, x: torch.Tensor, style: Optional[torch.Tensor] = None, n: int = 0

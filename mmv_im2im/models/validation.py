@@ -78,7 +78,7 @@ def measure(self: Im2ImModule,
     metrics: Optional[Sequence[str]] = None,  # Names of the metrics; None = those of the model
 ) -> dict:  # Metric by name; nan where it cannot be measured
     "Metrics of one image, by the task."
-    names = self.task.split_metrics(metrics or self.metrics)[0]
+    names = self.task.sorted_metrics(metrics or self.metrics)[0]
     if not names: return {}
     target = self.task.to_target(hide_ignored(target, weight))
     return self.task.measure(pred, target, weight, names)
@@ -136,7 +136,7 @@ def on_validation_epoch_end(self: Im2ImModule):
 @patch(as_prop=True)
 def set_metric_names(self: Im2ImModule) -> tuple[str, ...]:
     "Names of the metrics that compare the predictions with the targets as sets."
-    return self.task.split_metrics(self.metrics)[1]
+    return self.task.sorted_metrics(self.metrics)[1]
 
 
 @patch(as_prop=True)

@@ -420,7 +420,7 @@ def _advice(shown: list[tuple[list[str], torch.Tensor]], trainer: pl.Trainer) ->
 
 
 _FLOAT32 = torch.finfo(torch.float32).max
-_EXTREME = 1e4  # Of normalised images
+_EXTREME = 1e4  # Of normalized images
 _HALF = ", or take bf16-mixed or 32-true for `trainer.precision`: 16-bit numbers end at 65504"
 
 
