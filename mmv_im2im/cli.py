@@ -251,7 +251,7 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
         pairing=d.pairing, compare=cfg.predict.compare, nested=d.nested,
     )
-    if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.figures])
+    if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.set_metrics])
     if outcome.compared:
         print("\nbeside filters that need no training, means over all images:")
         means = lambda r: {k: v for k, v in mean_row(r).items() if k != "image"}

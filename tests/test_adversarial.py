@@ -1,4 +1,4 @@
-"Adversarial frameworks in the whole chain: killed runs, trainer keys, number formats, two processes, directions, distances."
+"Adversarial frameworks in the whole chain: killed runs, trainer keys, dtypes, two processes, directions, distances."
 import os
 import signal
 import subprocess
@@ -207,7 +207,7 @@ def test_a_won_game_and_a_collapse_are_said(tmp_path, pairs):
     assert "the generator has collapsed" in (made.folder / "run.log").read_text()
 
 
-# Channels, dimensions, number formats
+# Channels, dimensions, dtypes
 
 CASES = [(1, 1, 2, "uint16"), (2, 1, 2, "uint16"), (1, 3, 2, "uint8"), (3, 1, 2, "uint8"), (3, 3, 2, "uint8"), (1, 2, 2, "float32"),
          (1, 1, 3, "uint16"), (2, 1, 3, "float32"), (1, 3, 3, "uint8")]
@@ -294,23 +294,23 @@ def test_presets_without_pairs_go_both_ways(tmp_path, name):
         image = read_image(next((folder / key).iterdir())).squeeze()
         model = Predictor(made.last, device="cpu", direction=direction)
         assert model(image).shape == image.shape
-        assert model.evaluate(folder, progress=False)[1].figures["swd_plain"] >= 0
+        assert model.evaluate(folder, progress=False)[1].set_metrics["swd_plain"] >= 0
 
 
 def test_evaluate_with_and_without_pairs(tmp_path, pairs, segmenter, capsys):
     made = trained("CycleGAN", tmp_path / "run", pairs, trainer={"max_epochs": 1})
     model = Predictor(made.last, device="cpu")
     rows, outcome = model.evaluate(pairs, progress=False)
-    assert {"pearson", "ssim"} <= rows[0].keys() and set(outcome.figures) >= {"swd", "spectrum", "structure"}
+    assert {"pearson", "ssim"} <= rows[0].keys() and set(outcome.set_metrics) >= {"swd", "spectrum", "structure"}
     rows, outcome = Predictor(made.last, device="cpu").evaluate(pairs, progress=False, pairing="unpaired")
-    assert rows[0].keys() == {"image"} and outcome.figures["swd"] > 0 and len(rows) == 6
-    back, there = (Predictor(made.last, device="cpu", direction=d).evaluate(pairs, progress=False)[1].figures["swd"] for d in ("B2A", "A2B"))
+    assert rows[0].keys() == {"image"} and outcome.set_metrics["swd"] > 0 and len(rows) == 6
+    back, there = (Predictor(made.last, device="cpu", direction=d).evaluate(pairs, progress=False)[1].set_metrics["swd"] for d in ("B2A", "A2B"))
     assert back != there
     assert run("--config", made.folder, "--mode", "evaluate", "--data.path", pairs, "--predict.direction", "B2A") == 0
     assert "structure" in capsys.readouterr().out
     seg, folder = segmenter
     rows, outcome = Predictor(seg.last, device="cpu").evaluate(folder, progress=False)
-    assert 0 <= mean_row(rows)["dice"] <= 1 and "swd_plain" in outcome.figures
+    assert 0 <= mean_row(rows)["dice"] <= 1 and "swd_plain" in outcome.set_metrics
 
 
 def test_pictures_of_collections_without_pairs(tmp_path):

@@ -1,4 +1,4 @@
-"Caches that several processes fill, writers that are killed, loading processes that are started anew or die."
+"Caches that several processes fill, writers that are killed, workers that are started anew or die."
 import multiprocessing
 import os
 import random
@@ -67,7 +67,7 @@ def test_two_processes_fill_one_cache_and_one_is_killed(data, tmp_path):
 
 
 def test_a_process_that_is_started_anew_gives_the_same_batches(data, tmp_path):
-    "As on Windows and macOS, where all that a loading process needs is pickled."
+    "As on Windows and macOS, where all that a worker needs is pickled."
     disk = Im2ImDataModule(data.path, (32, 32), 4, target_kind="label", cache="disk", cache_dir=str(tmp_path), patches_per_image=2)
     dataset = disk.train_dataloader().dataset
     here = list(DataLoader(dataset, 4))
@@ -77,13 +77,13 @@ def test_a_process_that_is_started_anew_gives_the_same_batches(data, tmp_path):
 
 
 class Dies(PatchDataset):
-    "A loading process that the system kills."
+    "A worker that the system kills."
     def __getitem__(self, key): os.kill(os.getpid(), 9)
 
 
 def test_a_loading_process_that_dies_says_why(data):
     loader = _Resumable(Dies(data.train_items, data.store, data.transform), num_workers=1)
-    with pytest.raises(DataError, match="a loading process ended .*data.num_workers"): list(loader)
+    with pytest.raises(DataError, match="a worker ended .*data.num_workers"): list(loader)
 
 
 def test_an_error_in_a_loading_process_is_a_sentence(data, tmp_path):

@@ -1,4 +1,4 @@
-"Figures, losses and number formats: two processes against one, odd cost maps, half precision, games that nobody plays."
+"Figures, losses and dtypes: two processes against one, odd cost maps, half precision, games that nobody plays."
 import json
 import os
 import subprocess
@@ -169,7 +169,7 @@ def test_nothing_that_counts_costs_nothing(loss):
     assert value == 0 and x.grad.isfinite().all()
 
 
-# Number formats
+# dtypes
 
 @pytest.fixture
 def bf16_by_default():

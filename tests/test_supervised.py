@@ -1,4 +1,4 @@
-"Supervised image to image: targets come back as they were, tasks, losses, post-processing, another beginning, number formats."
+"Supervised image to image: targets come back as they were, tasks, losses, post-processing, another beginning, dtypes."
 import sys
 import textwrap
 
@@ -262,7 +262,7 @@ def test_a_beginning_that_is_none(what, said, nuclei, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# Number formats and layouts in memory
+# dtypes and layouts in memory
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("key", [{"precision": "bf16-mixed"}, {"channels_last": True}], ids=["bf16", "channels_last"])

@@ -24,7 +24,7 @@ class _Length:
     max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'; schedules end with it
     min_epochs: Optional[int] = option(None, low=1)  # Do not stop early before so many epochs
     min_steps: Optional[int] = option(None, low=1)  # Do not stop early before so many steps
-    # Stop when the monitored figure has not improved for 10 validations (true), or for so many
+    # Stop when the monitored metric has not improved for 10 validations (true), or for so many
     early_stopping: Any = False
     # Use only so many batches of an epoch (a whole number, 1 too) or this fraction (1.0 = all)
     limit_train_batches: Any = None
@@ -50,7 +50,7 @@ class _Hardware:
     strategy: str = "auto"  # How several devices share the work, such as ddp
     num_nodes: int = option(1, low=1)  # Number of machines
     sync_batchnorm: bool = False  # Batch norm over the batches of all GPUs
-    precision: str = option(  # Number format of the computation
+    precision: str = option(  # Dtype of the computation
         "32-true",
         choices=(
             "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true",
@@ -94,7 +94,7 @@ class _Learning:
 @dataclass
 class _Watching:
     "What is shown and kept."
-    # Logged figure that picks the best checkpoint; null = the framework's own, such as val/dice
+    # Logged metric that picks the best checkpoint; null = the framework's own, such as val/dice
     monitor: Optional[str] = None
     # Save last.ckpt also every so many steps; null = at the end of epochs
     checkpoint_every_n_steps: Optional[int] = option(None, low=1)
@@ -241,7 +241,7 @@ REFUSED = {
     "limit_test_batches": "testing is not a part of training; use `mode: evaluate`",
     "limit_predict_batches": "prediction is not a part of training; use `mode: predict`",
     "barebones": (
-        "it drops checkpoints, figures and the progress bar, which a run needs; for timings set"
+        "it drops checkpoints, metrics and the progress bar, which a run needs; for timings set"
         " `trainer.profiler: simple`"
     ),
     "enable_autolog_hparams": "the run folder and every checkpoint hold the whole config already",
@@ -284,7 +284,7 @@ class PredictConfig(_Strict, section="predict"):
     # Steps after the network, by name, such as {_target_: FillHoles}; null = those of the
     # checkpoint, [] = none
     postprocess: Optional[List[Dict[str, Any]]] = None
-    # Number format of predicted intensities; null = that of the targets, whole numbers rounded
+    # Dtype of predicted intensities; null = that of the targets, whole numbers rounded
     dtype: Optional[str] = option(None, choices=("uint8", "uint16", "int16", "float32"))
     # Metrics of `mode: evaluate`, such as [dice, hausdorff95]; null = those of the model
     metrics: Optional[List[str]] = None

@@ -127,14 +127,14 @@ def _measure_dataset(self: Im2ImDataModule):
 
 @patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
-    "Number format that holds those of all files of a kind, 'IM' or 'GT'; None without files."
+    "Dtype that holds those of all files of a kind, 'IM' or 'GT'; None without files."
     found = self.preprocessing.dtypes.get(key)
     if not found: return None
     dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
     if len(found) > 1:
         counts = ", ".join(f"{d} in {n}" for d, n in found.most_common())
         noun = {"IM": "sources", "GT": "targets"}[key]
-        tell(f"{noun} have several number formats ({counts} files); results are written as {dtype}")
+        tell(f"{noun} have several dtypes ({counts} files); results are written as {dtype}")
     return dtype
 
 

@@ -154,7 +154,7 @@ def _held(self: Im2ImDataModule, item: dict) -> dict:
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #ac749be4
 class _Resumable(_Derived, DataLoader):
-    "torch's loader; an error in a loading process becomes one sentence."
+    "torch's loader; an error in a worker becomes one sentence."
     def __iter__(self):
         try:
             yield from super().__iter__()
@@ -163,7 +163,7 @@ class _Resumable(_Derived, DataLoader):
         except RuntimeError as e:
             if "DataLoader worker" not in str(e): raise
             raise DataError(
-                f"a loading process ended ({' '.join(str(e).split())}); most often there was not"
+                f"a worker ended ({' '.join(str(e).split())}); most often there was not"
                 " enough memory: lower `data.num_workers`, `data.cache_gb` or `data.batch_size`."
             ) from e
 

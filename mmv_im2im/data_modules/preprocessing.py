@@ -44,11 +44,11 @@ class Preprocessing:
         source_stats: Optional[dict] = None,
         # Offset and scale that turn a prediction into the target's units
         target_stats: Optional[dict] = None,
-        # Number format of the targets, in which predictions are given; None = float32
+        # Dtype of the targets, in which predictions are given; None = float32
         target_dtype: Optional[str] = None,
         # Offset and scale that turn a prediction of the way back into the units of the sources
         source_units: Optional[dict] = None,
-        # Number format of the sources, for the way back; None = float32
+        # Dtype of the sources, for the way back; None = float32
         source_dtype: Optional[str] = None,
         trust: Sequence[str] = (),  # Packages whose callables may be used as well
         **kwargs,
@@ -67,7 +67,7 @@ class Preprocessing:
         self.target_dtype = target_dtype
         self.source_units, self.source_dtype = source_units, source_dtype
         self.expected: dict[str, int] = {}  # Channels of each key, once the first file was seen
-        self.dtypes: dict[str, Counter] = {}  # Number formats of the files of each key, counted
+        self.dtypes: dict[str, Counter] = {}  # dtypes of the files of each key, counted
         self._check_target_norm()
 
     def _check_target_norm(self):

@@ -75,18 +75,18 @@ def compare_denoisers(
     model: Callable[[np.ndarray], np.ndarray],  # Image `(C, [Z,] Y, X)` to image
     noisy: Any,  # Array or tensor `(C, [Z,] Y, X)`
     clean: Any = None,  # The same size; None = nobody has seen it
-) -> dict[str, dict[str, float]]:  # By method, 'model' and 'input' first: figures by name
-    "Figures of a model, of the image as it is, and of the usual filters."
+) -> dict[str, dict[str, float]]:  # By method, 'model' and 'input' first: metrics by name
+    "Metrics of a model, of the image as it is, and of the usual filters."
     noisy = np.asarray(noisy, np.float32)
     alone = lambda f, x: np.stack([f(c) for c in x])
     methods = {"model": model, "input": lambda x: x}
     methods |= {name: partial(alone, f) for name, f in classical_denoisers().items()}
-    out = {name: _figures(f, noisy, clean) for name, f in methods.items()}
+    out = {name: _measured(f, noisy, clean) for name, f in methods.items()}
     out["input"]["holdout"] = float("nan")  # it guesses nothing; the filling would be judged
     return out
 
 
-def _figures(denoise: Callable, noisy: np.ndarray, clean: Any) -> dict[str, float]:
+def _measured(denoise: Callable, noisy: np.ndarray, clean: Any) -> dict[str, float]:
     "Fidelity to the clean image if there is one, and what can be said without it."
     pred, out = np.asarray(denoise(noisy)), {}
     if clean is not None:

@@ -35,8 +35,8 @@ class FolderResult:
     done: list[Path] = field(default_factory=list)  # Files written, or rows computed
     failed: dict[str, str] = field(default_factory=dict)  # File -> what is wrong with it
     # Distances between all predictions and all targets as sets, by name
-    figures: dict[str, float] = field(default_factory=dict)
-    # Figures of each image by method, where classical filters were compared with a denoiser
+    set_metrics: dict[str, float] = field(default_factory=dict)
+    # Metrics of each image by method, where classical filters were compared with a denoiser
     compared: dict[str, list[dict]] = field(default_factory=dict)
 
     def report(self) -> str:
@@ -231,8 +231,8 @@ def _evaluate(
     try:
         if of_sets and sets[0] and sets[1]:
             aside = {"spatial_dims": self.dims, "names": of_sets}
-            result.figures = set_metrics(*sets, **aside)
-    except Exception as e:  # the figures of single images stand
+            result.set_metrics = set_metrics(*sets, **aside)
+    except Exception as e:  # the metrics of single images stand
         result.failed["all images together"] = _said(e, "all images together")
     return rows, result
 
@@ -252,9 +252,9 @@ def _check_channels(self: Predictor, sample: dict):
 def _beside_filters(
     self: Predictor, noisy: torch.Tensor, clean: Optional[torch.Tensor], result: FolderResult
 ) -> dict[str, float]:
-    "Figures of the model that need no clean image; those of all methods go into the outcome."
+    "Metrics of the model that need no clean image; those of all methods go into the outcome."
     found = compare_denoisers(lambda x: self._raw(x)[0].cpu().numpy(), noisy, clean)
-    for method, figures in found.items(): result.compared.setdefault(method, []).append(figures)
+    for method, values in found.items(): result.compared.setdefault(method, []).append(values)
     return {k: v for k, v in found["model"].items() if k in ("holdout", "residual")}
 
 

@@ -233,7 +233,7 @@ class Predictor:
         seed: Optional[int] = None,  # Of what samples begin with; None = that of the run
         # Steps after the network, or their descriptions; None = those of the checkpoint
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
-        # Number format of intensities, such as 'uint8' or 'float32'; None = that of the targets
+        # Dtype of intensities, such as 'uint8' or 'float32'; None = that of the targets
         dtype: Optional[str] = None,
         device: str | torch.device = "auto",  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
         trust: Sequence[str] = (),  # Packages whose other callables may be used, too

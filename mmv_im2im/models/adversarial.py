@@ -333,7 +333,7 @@ def teach(self: AdversarialModule,
 def spread(
     fake: torch.Tensor,  # Predictions `(B, C, [Z,] Y, X)`
     real: torch.Tensor,  # Targets
-    name: str = "spread",  # Name of the figure
+    name: str = "spread",  # Name of the metric
 ) -> dict[str, torch.Tensor]:  # 0 = all alike, 1 = as different as targets; {} if those are alike
     "How much predictions differ from pixel to pixel and from image to image, relative to targets."
     fake, real = fake.float(), real.float()

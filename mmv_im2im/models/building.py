@@ -146,7 +146,7 @@ def schedule_is_over(
 
 @patch(as_prop=True)
 def watched(self: Im2ImModule) -> str:
-    "The figure that picks the best checkpoint of the run: the trainer's, or the framework's own."
+    "The metric that picks the best checkpoint of the run: the trainer's, or the framework's own."
     return getattr(self._trainer, "run_monitor", None) or self.monitor
 
 # %% ../../nbs/models/04_building.ipynb #7b1e344f

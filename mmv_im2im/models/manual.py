@@ -50,7 +50,7 @@ class ManualModule(Im2ImModule):
 
     def play(self,
         batch: dict,  # `IM`, `GT`, perhaps `CM`: `(B, C, [Z,] Y, X)`
-    ) -> dict[str, torch.Tensor]:  # `loss`, that of the first player, and other figures by name
+    ) -> dict[str, torch.Tensor]:  # `loss`, that of the first player, and other metrics by name
         "One training step: losses, and by `turn` and `learn` what follows from them."
         raise TypeError(f"{type(self).__name__} must define `play(batch)`.")
 
@@ -113,7 +113,7 @@ def on_before_optimizer_step(self: ManualModule,
     "Measure the gradients of a player, and clip them."
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     names = [k for k, o in self._optimizers().items() if optimizer in (o, o.optimizer)]
-    # the norm costs as much as a step of the optimizer, so not more often than figures are logged
+    # the norm costs as much as a step of the optimizer, so not more often than metrics are logged
     due = self.trainer.global_step % self.trainer.log_every_n_steps == 0
     first = names and f"{names[0]}_gradient" not in self._losses.counts
     if not params or not (self.clip_val or due or first): return
@@ -191,7 +191,7 @@ def planned_steps(self: ManualModule) -> int:
 @patch
 def check_trainer(self: ManualModule,
     accumulate: int,  # Batches per step
-    precision: str,  # Lightning's name of a number format
+    precision: str,  # Lightning's name of a dtype
 ):
     "`ConfigError` where the trainer's settings and a game do not go together."
     if accumulate > 1 and str(precision).startswith("16"):

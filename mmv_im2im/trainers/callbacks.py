@@ -269,12 +269,12 @@ class RunProgress(pl.callbacks.TQDMProgressBar):
         return min(1.0, max(parts)) if parts else None
 
     def get_metrics(self, trainer, pl_module):
-        "Figures behind the bar: those that are logged for it, and the time left."
-        figures = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        "Metrics behind the bar: those that are logged for it, and the time left."
+        metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
         done = self._done(trainer)
-        if done is None or done <= self.first: return figures
+        if done is None or done <= self.first: return metrics
         left = (time.monotonic() - self.begun) * (1 - done) / (done - self.first)
-        return figures | {"left": str(timedelta(seconds=round(left)))}
+        return metrics | {"left": str(timedelta(seconds=round(left)))}
 
     def on_train_epoch_start(self, trainer, pl_module):
         "Which epoch of how many."

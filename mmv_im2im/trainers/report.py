@@ -91,7 +91,7 @@ def write_report(
     starts, result = _read(folder / "environment.json") or [], _read(folder / "run.json") or {}
     tuned, last = _read(folder / "tuned.json"), starts[-1] if starts else {}
     parts = [
-        _table(_figures(result, folder)),
+        _table(_metrics(result, folder)),
         _picture(folder / "curves.png", "Learning curves"),
         "\n".join(_picture(p) for p in _last_pictures(folder, pictures)),
         _picture(folder / "lr_finder.png", "Learning rate finder"),
@@ -112,7 +112,7 @@ def _read(path: Path):
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _figures(result: dict, folder: Path) -> dict:
+def _metrics(result: dict, folder: Path) -> dict:
     "How the run ended, for people."
     if not result: return {"state": "not finished"}
     seconds, score = result["seconds"], result["best_score"]

@@ -210,7 +210,7 @@ def _say_finished(out: Path, folder: Path, begun: bool, config: dict):
 # %% ../../nbs/trainers/03_runs.ipynb #2e22914a
 @dataclass
 class Run:
-    "A run folder, its checkpoints and its figures."
+    "A run folder, its checkpoints and its metrics."
     folder: Path  # The run folder
     interrupted: int = 0  # Number of the signal that stopped it; the same command goes on
 

@@ -268,7 +268,7 @@ def _make_trainer(
     arguments = _lightning_arguments(cfg) | {k: getattr(t, k) for k in _OWN} | {
         "callbacks": [*made["callbacks"], *callbacks], "plugins": plugins, "logger": logger
     }
-    # Lightning takes a number format by name or as a plugin
+    # Lightning takes a dtype by name or as a plugin
     if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
     try:
         trainer = Im2ImTrainer(folder, **arguments)
@@ -419,7 +419,7 @@ def _search(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule
 
 
 def trial_trainer(
-    cfg: Config,  # Whose hardware and number format it takes
+    cfg: Config,  # Whose hardware and dtype it takes
 ) -> Callable[..., Im2ImTrainer]:  # Arguments of `pl.Trainer` -> the trainer
     "How to make a trainer on one device that writes nothing."
     t = cfg.trainer
