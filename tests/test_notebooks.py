@@ -50,7 +50,7 @@ def test_path_and_module_agree(name):
 def test_pages_export_nothing(name):
     assert exported(name) is None
     for cell in cells(name):
-        assert not re.search(r"^#\s*\|\s*exports?\b", cell["source"], re.M)
+        assert not re.search(r"^#\s*\|\s*export[si]?\b", cell["source"], re.M)
 
 
 def test_numbers_have_no_gaps():
@@ -114,7 +114,7 @@ def test_saved_outputs_are_whole(name):
 def test_cells_of_a_component(name):
     sizes = []
     for cell in cells(name):
-        if cell["cell_type"] == "code" and re.search(r"^#\s*\|\s*exports?\b", cell["source"], re.M):
+        if cell["cell_type"] == "code" and re.search(r"^#\s*\|\s*export[si]?\b", cell["source"], re.M):
             sizes.append(len(cell["source"].strip().splitlines()) - 1)
     assert max(sizes, default=0) <= 60, f"{name}: the longest exported cell has {max(sizes)} lines; split it"
     assert not mixed_cells(NBS / name), f"{name}: imports need a cell of their own: {mixed_cells(NBS / name)}"
