@@ -113,7 +113,7 @@ class Peak(threading.Thread):
             time.sleep(0.02)
 
 
-def memory_of_an_epoch(folder: str, partial_loading: str, epochs: str) -> None:
+def memory_of_an_epoch(folder: str, portion: str, epochs: str) -> None:
     "In a process of its own: print idle memory, the peak of each epoch, and the pauses, as Python literals."
     module(Path(folder), cache="none")
     idle = anonymous()

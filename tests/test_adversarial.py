@@ -150,7 +150,7 @@ def test_a_trainer_can_be_used_twice(tmp_path, name):
         model = cls.from_config(MODELS[name], 1, 1, 2)[0]
         trainer.fit_loop.max_epochs = trainer.current_epoch + 1
         trainer.fit(model, torch.utils.data.DataLoader([batch] * 4, batch_size=None))
-        assert (model.clip_val, model.accumulate, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (0.5, 2, 0.5, 2)
+        assert (model.clip_val, model.accumulate_grad_batches, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (0.5, 2, 0.5, 2)
 
 
 @BOTH

@@ -97,7 +97,7 @@ def samples(loader):
 
 
 @pytest.mark.parametrize("dims", (2, 3))
-@pytest.mark.parametrize("partial_loading", (None, 0.5))
+@pytest.mark.parametrize("portion", (None, 0.5))
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -111,7 +111,7 @@ def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     epochs = 4  # with half of the images in memory, two turns
     for epoch in range(epochs):
         data._position = lambda: (epoch, 0)
-        if partial_loading: loader.position = data._position
+        if portion: loader.position = data._position
         else: loader.batch_sampler.position = data._position
         for sample in samples(loader):
             assert sample["IM"].shape == (1, *PATCHES[dims])
@@ -132,4 +132,4 @@ def test_right_pixels(layout, pairing, cache, portion, dims, sets, tmp_path):
     found = {check(s, pairing, dims)[0] for s in whole}
     assert len(found) == len(whole) == 2 and not found & train
     assert all(s["IM"].shape == (1, *SHAPES[dims]) for s in whole)
-    if partial_loading: [w.close() for w in loader.windows]
+    if portion: [w.close() for w in loader.windows]

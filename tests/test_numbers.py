@@ -17,7 +17,7 @@ from mmv_im2im.data_modules.normalization import Percentile, pool
 from mmv_im2im.inference.predictor import Predictor
 from mmv_im2im.metrics import dice, pearson, psnr
 from mmv_im2im.models.adversarial import PatchGAN, feature_matching, gradient_penalty
-from mmv_im2im.models.cyclegan import _blur
+from mmv_im2im.models.cyclegan import _blurred
 from mmv_im2im.models.losses import CrossEntropyLoss, MSSSIMLoss, SSIMLoss
 from mmv_im2im.models.self_supervised import PairDownsample, fill_in, neighbors
 from mmv_im2im.tiling import _bell
@@ -184,11 +184,11 @@ def test_constants_are_not_rounded_with_the_default_dtype(bf16_by_default):
     f32 = {"dtype": torch.float32}
     a, b = torch.rand(1, 1, 32, 32, **f32), torch.rand(1, 1, 32, 32, **f32)
     labels = torch.randint(2, (1, 1, 32, 32))
-    found = [SSIMLoss()(a, b), MSSSIMLoss(levels=1)(a, b), _bell((300, 300)), _blur(labels, 1.5), CrossEntropyLoss([0.3, 0.7], 0.1)(a, labels),
+    found = [SSIMLoss()(a, b), MSSSIMLoss(levels=1)(a, b), _bell((300, 300)), _blurred(labels, 1.5), CrossEntropyLoss([0.3, 0.7], 0.1)(a, labels),
              gradient_penalty(lambda x: [x.mean((1, 2, 3))], a, b)]
     assert all(x.dtype == torch.float32 for x in found)
     torch.set_default_dtype(torch.float32)
-    expected = [SSIMLoss()(a, b), MSSSIMLoss(levels=1)(a, b), _bell((300, 300)), _blur(labels, 1.5), CrossEntropyLoss([0.3, 0.7], 0.1)(a, labels)]
+    expected = [SSIMLoss()(a, b), MSSSIMLoss(levels=1)(a, b), _bell((300, 300)), _blurred(labels, 1.5), CrossEntropyLoss([0.3, 0.7], 0.1)(a, labels)]
     for x, y in zip(found, expected): assert torch.allclose(x, y, rtol=1e-6)
 
 
