@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
+from fastcore.meta import delegates
 
 from .core import ConfigError, DataError, did_you_mean, moved
 
@@ -334,15 +335,16 @@ def dice(
     return _mean_score(_overlap(pred, target, weight, num_classes, multilabel), 'dice')
 
 
+@delegates(dice)
 def iou(
     pred: Any,  # Predicted labels: bool or whole numbers, any number of axes
     target: Any,  # True labels, same shape
     weight: Any = None,  # Weight per pixel, 0 = ignore
-    num_classes: Optional[int] = None,  # Above 2: mean over classes 1...K-1; else label > 0
-    multilabel: bool = False,  # Masks `(K, [Z,] Y, X)`, each channel a class of its own
+    **kwargs,
 ) -> float:  # 0...1, 1 is perfect, also where both are empty; NaN if every weight is 0
     "Intersection over union, also called Jaccard index."
-    return _mean_score(_overlap(pred, target, weight, num_classes, multilabel), 'iou')
+    options = {'num_classes': None, 'multilabel': False} | kwargs
+    return _mean_score(_overlap(pred, target, weight, **options), 'iou')
 
 # %% ../nbs/02_metrics.ipynb #0047890c
 def _class_dice(n: _Overlap) -> dict[int, float]:

@@ -27,6 +27,7 @@ from ..data_modules.images import check_finite, image_info, read_image
 from ..data_modules.labels import resample
 from ..data_modules.preprocessing import Preprocessing
 from ..models.base import Im2ImModule
+from ..models.tasks import as_task
 from ..models.tiled import check_dropout
 from ..postprocess import AsType, Postprocess, as_postprocess, postprocess, to_dtype
 
@@ -95,7 +96,11 @@ def _by_hand(kept: dict, net: Any, trust: Sequence[str]) -> Im2ImModule:
             f"{cls.__name__} cannot be made of its network alone ({e}); give the whole model, made"
             f" as for training: Predictor(checkpoint, net={cls.__name__}(...))."
         ) from None
-    for k in kept["settings"].keys() - taken.keys(): setattr(module, k, kept["settings"][k])
+    rest = {k: v for k, v in kept["settings"].items() if k not in taken}
+    if "task" in rest:
+        own = {k: rest.pop(k) for k in ("num_classes", "multilabel") if k in rest}
+        rest["task"] = as_task(rest["task"], **own)
+    for k, v in rest.items(): setattr(module, k, v)
     return module
 
 # %% ../../nbs/inference/01_predictor.ipynb #3fc72ea5

@@ -286,17 +286,37 @@ class AdversarialModule(ManualModule):
     usual_optimizer: ClassVar[dict] = {"_target_": "Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
 
     def __init__(self,
-        adversarial: str,  # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
-        discriminator_steps: int,  # Steps of the discriminators per step of the generators
-        # Description or function of the parameters; None = as `optimizer`
-        discriminator_optimizer: Optional[dict | Callable],
-        **kwargs,  # As `ManualModule` takes them
+        # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
+        adversarial: str = "least_squares",
+        discriminator_steps: int = 1,  # Steps of the discriminators per step of the generators
+        # Description or function of the parameters of the discriminators; None = as `optimizer`
+        discriminator_optimizer: Optional[dict | Callable] = None,
+        adversarial_weight: float = 1.0,  # Weight of the adversarial losses
+        # Dropout of the generators is noise in prediction, too, the same for the same `seed`
+        dropout_noise: bool = False,
+        # Metrics by name, the first picks the best checkpoint; None = those of the task
+        metrics: Optional[Sequence[str]] = None,
+        # The only image size that the networks take, in pixels; None = any that divides by their
+        # stride. Follows from the config of a network such as UNETR
+        input_size: Optional[Sequence[int]] = None,
+        # Description or function of the parameters of the generators; None = Adam, lr 2e-4
+        optimizer: Optional[dict | Callable] = None,
+        # Description or function of an optimizer, for each of them; None = constant rates
+        scheduler: Optional[dict | Callable] = None,
+        scheduler_interval: str = "epoch",  # Move the learning rates every 'epoch' or every 'step'
+        seed: int = 0,  # Governs what is random inside a step, and in prediction
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            optimizer=optimizer, scheduler=scheduler, scheduler_interval=scheduler_interval,
+            seed=seed,
+        )
         check_game({"adversarial": adversarial, "discriminator_steps": discriminator_steps})
         self.adversarial = AdversarialLoss(adversarial)
         self.discriminator_steps = discriminator_steps
         self.discriminator_optimizer = discriminator_optimizer
+        self.adversarial_weight, self.dropout_noise = adversarial_weight, dropout_noise
+        self.metrics = self.task.checked_metrics(metrics)
+        self.input_size = None if input_size is None else tuple(input_size)
         self._alarms: dict[str, int] = {}  # Epochs in a row of what is worth a warning
         self._said: set[str] = set()  # Warnings of this run
 

@@ -8,10 +8,11 @@ __all__ = ['CycleGAN']
 # %% ../../nbs/models/13_cyclegan.ipynb #01f328b7
 import copy
 from contextlib import contextmanager
-from typing import Any, Callable, ClassVar, Optional, Sequence
+from typing import Any, ClassVar, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import nn
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ class CycleGAN(AdversarialModule):
     pairings: ClassVar[tuple] = ("unpaired", "paired")
     settings = ("task", "soft", "metrics", "input_size", "dropout_noise")
 
+    @delegates(AdversarialModule.__init__)
     def __init__(self,
         net: nn.Module,  # Generator from domain A (source) to domain B (target)
         # Generator from domain B to domain A; None = a network like `net`, for equal channels
@@ -41,46 +43,24 @@ class CycleGAN(AdversarialModule):
         # 'regression', or 'segmentation' where domain B is masks
         task: str | dict | Task = "regression",
         soft: float = 1.0,  # Segmentation: blur of real masks, sigma in pixels; 0 = none
-        # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
-        adversarial: str = "least_squares",
-        adversarial_weight: float = 1.0,  # Weight of the adversarial losses
         cycle_weight: float = 10.0,  # Weight of what there and back again has changed
         # Weight of what a generator changes in images of its own target domain; None = half of
         # `cycle_weight` where the domains have equal channels, 0 otherwise and for masks
         identity_weight: Optional[float] = None,
         replay: int = 50,  # Older translations that each discriminator is shown, too; 0 = none
-        discriminator_steps: int = 1,  # Steps of the discriminators per step of the generators
-        # Dropout of the generators is noise in prediction, too, the same for the same `seed`
-        dropout_noise: bool = False,
-        # Metrics by name, the first picks the best checkpoint; None = distances of sets
+        # Metrics by name, the first picks the best checkpoint; None = set metrics
         metrics: Optional[Sequence[str]] = None,
-        # The only image size that the networks take, in pixels; None = any that divides by their
-        # stride
-        input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters of both generators; None = Adam, lr 2e-4
-        optimizer: Optional[dict | Callable] = None,
-        # The same for both discriminators; None = as `optimizer`
-        discriminator_optimizer: Optional[dict | Callable] = None,
-        # Description or function of an optimizer, for both; None = constant rates
-        scheduler: Optional[dict | Callable] = None,
-        scheduler_interval: str = "epoch",  # Move the learning rates every 'epoch' or every 'step'
-        seed: int = 0,  # Governs what is random inside a step
+        **kwargs,
     ):
-        own = {"optimizer": optimizer, "scheduler": scheduler, "seed": seed}
-        super().__init__(
-            adversarial, discriminator_steps, discriminator_optimizer,
-            scheduler_interval=scheduler_interval, **own,
-        )
+        super().__init__(**kwargs)
         self.net, self.net_back = net, net_back or copy.deepcopy(net)
         self.discriminator, self.discriminator_back = discriminator, discriminator_back
         self.task, self.soft = _checked_task(task), soft
-        self.adversarial_weight, self.cycle_weight = adversarial_weight, cycle_weight
-        self.identity_weight, self.replay_size = identity_weight, replay
+        self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
+        self.replay_size = replay
         check_game({"replay": replay, "soft": soft})
-        self.dropout_noise = dropout_noise
-        if dropout_noise: check_dropout(net)
+        if self.dropout_noise: check_dropout(net)
         self.metrics = self.task.checked_metrics(metrics or _usual(self.task))
-        self.input_size = None if input_size is None else tuple(input_size)
         self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
 
 # %% ../../nbs/models/13_cyclegan.ipynb #bf9cadb4

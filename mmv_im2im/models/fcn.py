@@ -6,10 +6,11 @@
 __all__ = ['FCN']
 
 # %% ../../nbs/models/09_fcn.ipynb #f4193278
-from typing import Callable, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core import ConfigError
@@ -29,6 +30,7 @@ class FCN(Im2ImModule):
     parts = Im2ImModule.parts | {"net": "net", "loss": "loss"}
     settings = ("task", "metrics", "input_size")
 
+    @delegates(Im2ImModule.__init__)
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`
         # None = MSELoss for regression, DiceCELoss for segmentation
@@ -42,14 +44,9 @@ class FCN(Im2ImModule):
         # The only image size that the network takes, in pixels; None = any that divides by its
         # stride. Follows from the config of a network such as UNETR
         input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters; None = AdamW, lr 1e-3
-        optimizer: Optional[dict | Callable] = None,
-        # Description or function of the optimizer; None = constant rate
-        scheduler: Optional[dict | Callable] = None,
-        scheduler_interval: str = "epoch",  # Move the learning rate every 'epoch' or every 'step'
-        seed: int = 0,  # Governs what is random inside a step
+        **kwargs,
     ):
-        super().__init__(optimizer, scheduler, scheduler_interval, seed)
+        super().__init__(**kwargs)
         self.net, self.task = net, as_task(task, num_classes, multilabel)
         self.metrics = self.task.checked_metrics(metrics)
         self.input_size = None if input_size is None else tuple(input_size)

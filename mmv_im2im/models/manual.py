@@ -8,10 +8,11 @@ __all__ = ['ManualModule', 'LinearDecay']
 # %% ../../nbs/models/10_manual.ipynb #2894b87b
 import math
 from contextlib import contextmanager
-from typing import Callable, ClassVar, Iterator, Optional
+from typing import ClassVar, Iterator, Optional
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from pytorch_lightning.core.optimizer import do_nothing_closure
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -27,15 +28,9 @@ class ManualModule(Im2ImModule):
     # Which argument describes the optimizer of a player, for those that have one of their own
     optimizer_of: ClassVar[dict] = {}
 
-    def __init__(self,
-        # Description or function of the parameters; None = AdamW, lr 1e-3
-        optimizer: Optional[dict | Callable] = None,
-        # Description or function of an optimizer, for each of them; None = constant rates
-        scheduler: Optional[dict | Callable] = None,
-        scheduler_interval: str = "epoch",  # Move the learning rate every 'epoch' or every 'step'
-        seed: int = 0,  # Governs what is random inside a step
-    ):
-        super().__init__(optimizer, scheduler, scheduler_interval, seed)
+    @delegates(Im2ImModule.__init__)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.automatic_optimization = False
         # Im2ImTrainer sets these from its own arguments, which Lightning refuses here
         self.clip_val: Optional[float] = None  # Largest gradient; None = any

@@ -8,10 +8,11 @@ __all__ = ['Pix2Pix']
 # %% ../../nbs/models/12_pix2pix.ipynb #9675c222
 import inspect
 import logging
-from typing import Callable, Optional, Sequence
+from typing import Optional
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core import ConfigError, find_class
@@ -28,46 +29,22 @@ class Pix2Pix(AdversarialModule):
     "A generator trained on pairs, and against a discriminator that sees source and image together."
     settings = ("metrics", "input_size", "dropout_noise")
 
+    @delegates(AdversarialModule.__init__)
     def __init__(self,
         net: nn.Module,  # The generator, any network `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`
         # Sees source and image, `(B, C + K, [Z,] Y, X)`; None = weights are for prediction only
         discriminator: Optional[nn.Module] = None,
         loss: Optional[nn.Module] = None,  # Of the reconstruction; None = L1Loss
         loss_weight: float = 100.0,  # Weight of the reconstruction
-        # 'vanilla', 'least_squares', 'hinge' or 'wgan_gp'
-        adversarial: str = "least_squares",
-        adversarial_weight: float = 1.0,  # Weight of the adversarial loss
         feature_weight: float = 0.0,  # Weight of feature matching; 10 is usual for pix2pixHD
         warmup_epochs: int = 0,  # Epochs of the reconstruction alone, before the game begins
-        discriminator_steps: int = 1,  # Steps of the discriminator per step of the generator
-        # Dropout of the generator is noise in prediction, too, the same for the same `seed`
-        dropout_noise: bool = False,
-        # Metrics by name, the first picks the best checkpoint; None = those of intensities
-        metrics: Optional[Sequence[str]] = None,
-        # The only image size that the network takes, in pixels; None = any that divides by its
-        # stride. Follows from the config of a network such as UNETR
-        input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters; None = Adam, lr 2e-4
-        optimizer: Optional[dict | Callable] = None,
-        # The same for the discriminator; None = as `optimizer`
-        discriminator_optimizer: Optional[dict | Callable] = None,
-        # Description or function of an optimizer, for both; None = constant rates
-        scheduler: Optional[dict | Callable] = None,
-        scheduler_interval: str = "epoch",  # Move the learning rates every 'epoch' or every 'step'
-        seed: int = 0,  # Governs what is random inside a step
+        **kwargs,
     ):
-        own = {"optimizer": optimizer, "scheduler": scheduler, "seed": seed}
-        super().__init__(
-            adversarial, discriminator_steps, discriminator_optimizer,
-            scheduler_interval=scheduler_interval, **own,
-        )
+        super().__init__(**kwargs)
         self.net, self.discriminator, self.loss = net, discriminator, loss or nn.L1Loss()
-        self.loss_weight, self.adversarial_weight = loss_weight, adversarial_weight
-        self.feature_weight, self.warmup_epochs = feature_weight, warmup_epochs
-        self.dropout_noise = dropout_noise
-        if dropout_noise: check_dropout(net)
-        self.metrics = self.task.checked_metrics(metrics)
-        self.input_size = None if input_size is None else tuple(input_size)
+        self.loss_weight, self.feature_weight = loss_weight, feature_weight
+        self.warmup_epochs = warmup_epochs
+        if self.dropout_noise: check_dropout(net)
 
 # %% ../../nbs/models/12_pix2pix.ipynb #28ced61f
 @patch

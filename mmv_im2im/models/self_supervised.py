@@ -6,10 +6,11 @@
 __all__ = ['SelfSupervised']
 
 # %% ../../nbs/models/17_self_supervised.ipynb #4324abda
-from typing import Callable, ClassVar, Optional, Sequence
+from typing import ClassVar, Optional, Sequence
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core import ConfigError, build, find_class, moved
@@ -27,6 +28,7 @@ class SelfSupervised(Im2ImModule):
     settings = ("masking", "channels", "smoothing", "metrics", "input_size")
     denoises: ClassVar[bool] = True  # Its results are compared with those of filters
 
+    @delegates(Im2ImModule.__init__)
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, C, [Z,] Y, X)`
         masking: Masking | dict | None = None,  # The strategy; None = BlindSpot
@@ -42,14 +44,9 @@ class SelfSupervised(Im2ImModule):
         # The only image size that the network takes, in pixels; None = any that divides by its
         # stride
         input_size: Optional[Sequence[int]] = None,
-        # Description or function of the parameters; None = AdamW, lr 1e-3
-        optimizer: Optional[dict | Callable] = None,
-        # Description or function of the optimizer; None = constant rate
-        scheduler: Optional[dict | Callable] = None,
-        scheduler_interval: str = "epoch",  # Move the learning rate every 'epoch' or every 'step'
-        seed: int = 0,  # Governs what is random inside a step, and in prediction
+        **kwargs,
     ):
-        super().__init__(optimizer, scheduler, scheduler_interval, seed)
+        super().__init__(**kwargs)
         masking = masking or BlindSpot()
         if isinstance(masking, dict): masking = build(masking, "masking", "model.masking")
         _check_channels(channels)
