@@ -66,6 +66,8 @@ from mmv_im2im.trainers.runs import *
 from mmv_im2im.trainers.trainer import *
 from mmv_im2im.trainers.training import *
 from mmv_im2im.inference.comparison import *
+from mmv_im2im.inference.arrays import *
+from mmv_im2im.inference.restoring import *
 from mmv_im2im.inference.predictor import *
 from mmv_im2im.inference.folders import *
 from mmv_im2im.cli import *
