@@ -1,4 +1,5 @@
-"What the benchmarks share: the extra images, and the time of a training step against a loop written by hand."
+"What the benchmarks share: the extra images, their options, and the time of a training step against a loop written by hand."
+import argparse
 import logging
 import os
 import statistics
@@ -14,10 +15,25 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmv_im2im.core import quiet
 from mmv_im2im.models.fcn import FCN
 from mmv_im2im.trainers import Im2ImTrainer
 
 DATA = Path(os.environ.get("MMV_IM2IM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def options(what: str, parts: Sequence[str], seeds: int = 0, **more: dict) -> argparse.Namespace:
+    "Options of the command line: which parts, seeds if there are any, pictures, threads, and `more`; libraries are quiet from then on."
+    parser = argparse.ArgumentParser(description=what.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(parts), choices=list(parts))
+    if seeds: parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--pictures", type=Path, help="folder for pictures")
+    parser.add_argument("--threads", type=int, default=2)
+    for name, how in more.items(): parser.add_argument(f"--{name.replace('_', '-')}", **how)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    quiet()
+    return given
 
 
 class Clock(pl.Callback):

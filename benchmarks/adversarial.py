@@ -5,7 +5,6 @@ training and what is printed. Needs the extra images, where MMV_IM2IM_DATA point
 
     python benchmarks/adversarial.py [--only TASK ...] [--seeds N] [--pictures FOLDER] [--threads 1 or 2]
 """
-import argparse
 import logging
 import multiprocessing
 import resource
@@ -17,7 +16,7 @@ from typing import Callable, Optional
 
 import numpy as np
 import torch
-from _common import DATA, Clock
+from _common import DATA, Clock, options
 from supervised import Spent, label_free, mean, nuclei, of_pairs, otsu, over_all, saureus
 from torch import nn
 from torch.nn import functional as F
@@ -355,14 +354,7 @@ PARTS = {"steps": steps, "synthesis": synthesis, "stain": stain, "unsupervised":
 
 def main() -> None:
     "Print the table."
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--pictures", help="folder for pictures")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    args = options(__doc__, PARTS, seeds=2)
     for name in args.only:
         if name == "steps" or DATA.is_dir(): PARTS[name](args.pictures, args.seeds)
         else: print(f"{name} needs images in {DATA.name}: set MMV_IM2IM_DATA", flush=True)

@@ -6,18 +6,14 @@ Every preset trains on a set that fits it and is scored on a part that training 
 answer needs no training: a threshold, the best linear filter, the Gaussian whose width the clean image chooses, the source itself with
 the target's brightness. Needs the extra images, where MMV_IM2IM_DATA points or in ../shared/data.
 """
-import argparse
-import logging
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
-import torch
-from _common import DATA
+from _common import DATA, options
 from adversarial import masks_first, matched, plankton, unpaired_nuclei
 from scipy.ndimage import gaussian_filter
 from skimage.color import hed2rgb, rgb2hed
@@ -276,15 +272,7 @@ def run_preset(name: str, plain: Plain, max_time: Optional[str], pictures: Optio
 
 def main() -> None:
     "Print the table."
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--max-time", help="stop training after this time, DD:HH:MM:SS")
-    parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    args = options(__doc__, SETS, max_time={"help": "stop training after this time, DD:HH:MM:SS"})
     assert set(SETS) == set(preset_names()), "each preset has its set"
     if not DATA.is_dir():
         print(f"the figures need images in {DATA.name}: set MMV_IM2IM_DATA", flush=True)

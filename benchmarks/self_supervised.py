@@ -5,11 +5,8 @@ Needs the extra images, where MMV_IM2IM_DATA points or in ../shared/data.
 
     python benchmarks/self_supervised.py [--only PART ...] [--methods NAME ...] [--pictures FOLDER] [--threads 1 or 2]
 """
-import argparse
-import logging
 import tempfile
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
@@ -17,7 +14,7 @@ from typing import Callable, Optional
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from _common import DATA, step_ratio
+from _common import DATA, options, step_ratio
 from scipy.ndimage import gaussian_filter
 
 from mmv_im2im.config import preset
@@ -171,15 +168,7 @@ PARTS: dict[str, Callable] = {"gigadb": gigadb, "dark": dark, "stacks": stacks, 
 
 def main() -> None:
     "Print the figures."
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    args = options(__doc__, PARTS, methods={"nargs": "*", "default": list(METHODS), "choices": METHODS})
     pl.seed_everything(0, verbose=False)
     for part in args.only:
         print(f"{part}: {PARTS[part].__doc__}", flush=True)

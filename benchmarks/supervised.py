@@ -6,8 +6,6 @@ trained by its preset for at most ten minutes of processor time, five on two cor
 
     python benchmarks/supervised.py [--only TASK ...] [--seeds N] [--pictures FOLDER] [--threads 1 or 2]
 """
-import argparse
-import logging
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -16,8 +14,7 @@ from typing import Callable, Iterable, Optional
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
-from _common import DATA, step_ratio
+from _common import DATA, options, step_ratio
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from skimage.restoration import denoise_nl_means
@@ -294,14 +291,7 @@ def run_task(name: str, task: Task, seeds: int, pictures: Optional[str]) -> None
 
 def main() -> None:
     "Print the table."
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=["steps", *TASKS], choices=["steps", *TASKS])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", help="folder for a picture of each task")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    args = options(__doc__, ["steps", *TASKS], seeds=3)
     if "steps" in args.only:
         for dims, shape in ((2, (8, 1, 128, 128)), (3, (2, 1, 16, 64, 64))):
             net = fill_channels(preset(f"labelfree_{dims}d").model["net"], 1, 1, dims)

@@ -288,10 +288,10 @@ def test_dropout_is_noise_in_prediction_only_where_it_is_asked_for(tmp_path):
     assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
     model.module.seed += 1
     assert not torch.equal(first, model.module.predict_raw(image))
-    model = Predictor(made.best, device="cpu", dropout=False)  # `predict.dropout`
-    still = model.module.predict_raw(image)
-    model.module.seed += 1
-    assert torch.equal(still, model.module.predict_raw(image)) and not torch.equal(still, first)
+    noisy, quiet = (Predictor(made.best, device="cpu", dropout=on) for on in (None, False))  # `predict.dropout`
+    still, first = quiet(image[0, 0]), noisy(image[0, 0])
+    quiet.module.seed += 1
+    assert torch.equal(still, quiet(image[0, 0])) and not torch.equal(still, first)
     with pytest.raises(ConfigError, match="`model.dropout_noise` needs a generator with dropout"):
         prepare(from_dict(config(path, NOISY | {"net": NET}, tmp_path / "other", data=IMAGES)))
 

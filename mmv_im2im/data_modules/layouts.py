@@ -20,7 +20,7 @@ from .ome import image_keys
 from mmv_im2im.data_modules.pairing import (
     _LAYOUTS, _NAMES, _NOUNS, _PAIRINGS, _Found, _align, _below, _check_deeper, _check_folders,
     _check_is_folder, _choice, _endings, _find_folders, _find_suffix, _folder, _has_suffixed,
-    _marked, _pair, _plain, _some, _stems, _suffix,
+    _marked, _named_alike, _pair, _plain, _some, _stems, _suffix,
 )
 from .tables import _csv_in, _find_csv, _tables
 
@@ -302,12 +302,11 @@ def _without_targets(found: list[tuple[str, Path]], ends: dict, marked: bool) ->
 
 def _by_result(found: list[tuple[str, Path]], folder: Path) -> list[tuple[str, Path]]:
     "The same; `DataError` where two images have one name."
-    count = Counter(name for name, _ in found)
-    twice = [_below(p, folder) for name, p in found if count[name] > 1]
+    twice = _named_alike(found)
     if twice:
         raise DataError(f"several files in '{folder}' are named alike, and their results would "
-                        f"have one name: {_some(sorted(twice))}; rename them, or keep them in "
-                        "folders of their own.")
+                        f"have one name: {_some([_below(p, folder) for p in twice])}; rename them, "
+                        "or keep them in folders of their own.")
     return found
 
 

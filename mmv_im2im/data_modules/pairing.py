@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/data_modules/07_pairing.ipynb #d4539fc7
 import os
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Sequence
@@ -122,14 +123,19 @@ def _stems(files: Iterable[Path], folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _by_name(files: Iterable[tuple[str, Path]], folder: Path) -> dict[str, Path]:
     "Files by name; no two may have the same."
-    found, twice = {}, set()
-    for name, path in files:
-        if found.setdefault(name, path) is not path: twice |= {found[name], path}
+    files = list(files)
+    twice = _named_alike(files)
     if twice:
         raise DataError(f"{folder}: each name may occur once, whatever its ending; {len(twice)} "
-                        f"files share theirs: {_some([_below(p, folder) for p in sorted(twice)])}. "
+                        f"files share theirs: {_some([_below(p, folder) for p in twice])}. "
                         "Remove or rename the spare ones.")
-    return found
+    return dict(files)
+
+
+def _named_alike(files: list[tuple[str, Path]]) -> list[Path]:
+    "The files that share their names with others, in order."
+    count = Counter(name for name, _ in files)
+    return sorted({path for name, path in files if count[name] > 1})
 
 # %% ../../nbs/data_modules/07_pairing.ipynb #e9244307
 def _folder(path: Path, name: str) -> Path:

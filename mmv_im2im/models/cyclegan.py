@@ -142,7 +142,8 @@ def _soft(self: CycleGAN, raw: torch.Tensor) -> torch.Tensor:
 
 def _blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
     "Gaussian blur along all spatial axes, borders repeated."
-    kernel = gaussian_1d(torch.tensor(sigma), 3.0, "sampled", normalize=True).to(x)
+    x, width = x.float(), torch.tensor(sigma, dtype=torch.float32)
+    kernel = gaussian_1d(width, 3.0, "sampled", normalize=True).to(x)
     with torch.autocast(x.device.type, enabled=False):
         return separable_filtering(x, [kernel] * (x.ndim - 2), mode="replicate")
 
