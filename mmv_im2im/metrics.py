@@ -443,20 +443,20 @@ def is_known(
 
 # %% ../nbs/02_metrics.ipynb #14601312
 def check_metrics(
-    known: str,  # Of what: 'regression' or 'segmentation', a key of `METRICS`
-    names: Optional[Sequence[str]] = None,  # Of `METRICS[known]`; None: all but 'hausdorff95'
+    known: Sequence[str],  # Names of all that there are, such as `METRICS['regression']`
+    names: Optional[Sequence[str]] = None,  # Some of them; None: all but 'hausdorff95'
     key: str = 'metrics',  # The key in the config, for the error's text
 ) -> tuple[str, ...]:  # The names to measure, in their order
     "Names of metrics; `ConfigError` where one is unknown."
-    if names is None: return tuple(k for k in METRICS[known] if k not in _BY_OPTION)
+    if names is None: return tuple(k for k in known if k not in _BY_OPTION)
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
         raise ConfigError(f"`{key}` must name at least one metric, got none; leave it out for "
-                          f"those of {known}")
+                          "the usual ones")
     for k in names:
-        if k not in METRICS[known]:
-            raise ConfigError(f"`{key}`: there is no metric {k!r} of {known}; "
-                              f"{did_you_mean(k, METRICS[known])}")
+        if k not in known:
+            raise ConfigError(f"`{key}`: there is no metric {k!r} for this task; "
+                              f"{did_you_mean(k, known)}")
     return names
 
 # %% ../nbs/02_metrics.ipynb #2adc0725
@@ -495,7 +495,7 @@ def regression_metrics(
     names: Optional[Sequence[str]] = None,  # Of `METRICS['regression']`, in this order; None: all
 ) -> dict[str, float]:  # Name of the metric -> value, and of each channel where there are several
     "Metrics of intensities; SSIM is NaN where the image is smaller than its window."
-    names = check_metrics('regression', names, 'names')
+    names = check_metrics(METRICS['regression'], names, 'names')
     if data_range is not None: data_range = _check_range(data_range)
     p, t, w = _images(pred, target, weight, spatial_dims)
     found = [_measure(p[c], t[c], None if w is None else w[c], names, data_range)
@@ -517,7 +517,7 @@ def segmentation_metrics(
     spacing: Optional[Sequence[float]] = None,  # Pixel size along each axis, for 'hausdorff95'
 ) -> dict[str, float]:  # Name of the metric -> value; NaN where it cannot be measured
     "Metrics of labels: means over classes, and the Dice coefficient of each of several classes."
-    names = check_metrics('segmentation', names, 'names')
+    names = check_metrics(METRICS['segmentation'], names, 'names')
     p, t, w = _images(pred, target, weight, spatial_dims)
     n = _overlap(p, t, w, num_classes, multilabel)
     out = {k: _mean_score(n, k) for k in names if k not in _BY_OPTION}

@@ -54,7 +54,16 @@ class Styled(Generator):
 
 
 class Flow(Regression):
-    "Vectors of components ([Z,] Y, X)."
+    "Vectors of components ([Z,] Y, X), compared by their angle, too."
+    known = ("angle", *Regression.known)
+
+    def measure(self, pred, target, weight=None, names=None):
+        "Mean angle in degrees, and what is measured of intensities."
+        names = names or self.known
+        found = super().measure(pred, target, weight, [n for n in names if n != "angle"])
+        angle = torch.acos(F.cosine_similarity(pred, target, 0).clamp(-1, 1)).rad2deg()
+        return {"angle": float(angle.mean())} | found
+
     def turned_back(self, raw, axes):
         "Components along mirrored axes change their sign."
         n = raw.ndim - 2

@@ -78,7 +78,9 @@ def test_trains_validates_and_predicts_in_tiles(folders, tmp_path, name, dims):
     whole, tiled = model(x), Predictor(run.best, tile=tile, device="cpu")(x)
     assert whole.shape == tiled.shape and pearson(whole, tiled) > 0.98
     np.testing.assert_array_equal(whole, model(x))
-    if name != "Vectors":
+    if name == "Vectors":
+        assert run.monitor == "val/angle" and run.metrics[-1]["val/angle"] < run.metrics[0]["val/angle"]
+    else:
         mean, spread = model(x, uncertainty=True)
         assert (spread > 0).all() and np.array_equal(mean, whole)
 

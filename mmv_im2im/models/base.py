@@ -20,20 +20,21 @@ from pytorch_lightning.plugins import HalfPrecision
 from torch import distributed as dist, nn
 
 from ..core import ConfigError, DataError, Im2ImError, derive_seed, moved, target_name
-from ..metrics import check_metrics, regression_metrics
+from ..metrics import METRICS, check_metrics, regression_metrics
 from ..set_metrics import SET_METRICS
 
 # %% ../../nbs/models/00_base.ipynb #t4sk0001
 class Task:
     "What a target is: how it is prepared and compared, and how raw output becomes one."
-    known: ClassVar[str] = "regression"  # Which of `METRICS` compare an image with its target
+    # Names of the metrics that compare an image with its target, the most telling first
+    known: ClassVar[Sequence[str]] = METRICS["regression"]
     labels: ClassVar[bool] = False  # Whether a target holds labels; intensities have units
 
     def measure(self,
         pred: torch.Tensor,  # Output of `to_image`, `(C, [Z,] Y, X)`
         target: torch.Tensor,  # Output of `to_target`, the same size
         weight: Optional[torch.Tensor] = None,  # Cost map; None = all pixels count the same
-        names: Optional[Sequence[str]] = None,  # Of `METRICS`; None = the usual ones
+        names: Optional[Sequence[str]] = None,  # Of `known`; None = the usual ones
     ) -> dict[str, float]:  # nan where an image has no such metric
         "The metrics of one image; every task says this."
         needed = "measure(pred, target, weight, names)"

@@ -7,21 +7,21 @@ __all__ = ['Segmentation', 'as_task']
 
 # %% ../../nbs/models/01_tasks.ipynb #3ab61ba5
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Sequence
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
 from ..core import ConfigError, DataError, build
-from ..metrics import segmentation_metrics
+from ..metrics import METRICS, segmentation_metrics
 from .base import Regression, Task
 
 # %% ../../nbs/models/01_tasks.ipynb #51b1395a
 @dataclass(frozen=True)
 class Segmentation(Task):
     "Labels: a mask, class numbers, or a mask for each class."
-    known: ClassVar[str] = "segmentation"
+    known: ClassVar[Sequence[str]] = METRICS["segmentation"]
     labels: ClassVar[bool] = True
     num_classes: int = 1  # 1 = object or not, K = classes 0 (background) to K-1
     multilabel: bool = False  # Each channel of the target is a class of its own

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import distributed as dist
 
-from ..metrics import METRICS, metric_mode
+from ..metrics import metric_mode
 from .base import Im2ImModule, Means, every_process
 from ..set_metrics import _spread, set_metrics
 
@@ -142,7 +142,7 @@ def set_metric_names(self: Im2ImModule) -> tuple[str, ...]:
 @patch(as_prop=True)
 def monitor(self: Im2ImModule) -> str:
     "The logged metric that picks the best checkpoint: the first of the metrics, or the task's."
-    return f"val/{(self.metrics or METRICS[self.task.known])[0]}"
+    return f"val/{(self.metrics or self.task.known)[0]}"
 
 
 @patch(as_prop=True)
