@@ -72,14 +72,15 @@ def config(folders, name: str, dims: int, out, **trainer) -> dict:
 @pytest.mark.parametrize("name", ["Generator", "Styled", "Vectors"])
 def test_trains_validates_and_predicts_in_tiles(folders, tmp_path, name, dims):
     run = train(from_dict(config(folders, name, dims, tmp_path / "run")))
-    assert [m["val/pearson"] for m in run.metrics if "val/pearson" in m][-1] > 0.6
+    found = [m["val/pearson"] for m in run.metrics if "val/pearson" in m]
+    assert found[-1] > max(0.4, found[0])
     model, x = Predictor(run.best, device="cpu"), smooth(dims, 9)
     tile = (24, 24) if dims == 2 else (8, 16, 16)
     whole, tiled = model(x), Predictor(run.best, tile=tile, device="cpu")(x)
     assert whole.shape == tiled.shape and pearson(whole, tiled) > 0.98
     np.testing.assert_array_equal(whole, model(x))
     if name == "Vectors":
-        assert run.monitor == "val/angle" and run.metrics[-1]["val/angle"] < run.metrics[0]["val/angle"]
+        assert model.module.monitor == "val/angle" and run.metrics[-1]["val/angle"] < run.metrics[0]["val/angle"]
     else:
         mean, spread = model(x, uncertainty=True)
         assert (spread > 0).all() and np.array_equal(mean, whole)
