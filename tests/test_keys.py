@@ -80,7 +80,7 @@ STOP_AT_ONCE = {"_target_": "EarlyStopping", "monitor": "val/loss", "stopping_th
 TRAINED = {
     "max_epochs": ({"max_epochs": 3}, lambda r, w: w.trainer.current_epoch == 3 and len(r.metrics) == 3),
     "max_steps": ({"max_steps": 6, "max_epochs": -1}, lambda r, w: w.trainer.global_step == 6 and w.batches == [4, 2]),
-    "max_time": ({"max_time": "00:00:00:01", "max_epochs": 10000}, lambda r, w: w.trainer.current_epoch < w.trainer.max_epochs == 10000 and r.result["finished"]),
+    "max_time": ({"max_time": "00:00:00:06", "max_epochs": 10000}, lambda r, w: w.trainer.current_epoch < w.trainer.max_epochs == 10000 and r.result["finished"]),
     "precision": ({"precision": "bf16-mixed"}, lambda r, w: w.trainer.precision == "bf16-mixed"),
     "gradient_clip_val": ({"gradient_clip_val": 1e-4}, lambda r, w: w.trainer.gradient_clip_val == 1e-4),
     "accumulate_grad_batches": ({"accumulate_grad_batches": 3}, lambda r, w: w.trainer.global_step == 4),
