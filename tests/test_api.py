@@ -527,7 +527,9 @@ def test_a_data_module_of_nonsense(name, pairs):
 
 @pytest.mark.parametrize("layout", [2, "2", "folders"])
 def test_a_layout_by_its_number(layout, pairs):
-    Im2ImDataModule(pairs, (32, 32), target_kind="label", layout=layout).setup()
+    data = Im2ImDataModule(pairs, (32, 32), target_kind="label", layout=layout)
+    data.setup()
+    assert data.first_patch(0)["IM"].shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize("given", [None, ["a.tif"], 3])

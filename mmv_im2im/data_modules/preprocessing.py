@@ -180,7 +180,7 @@ def _planes(self: Preprocessing, key: str, n: int) -> Optional[Sequence[int]]:
     "The planes to read; a target or cost map of one plane belongs to the one plane chosen."
     return None if key != "IM" and n == 1 and len(self.planes or ()) == 1 else self.planes
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #6ea144cf
 @patch
 def header(self: Preprocessing,
     key: str,  # What the file is: 'IM', 'GT' or 'CM'

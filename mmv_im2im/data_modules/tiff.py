@@ -402,6 +402,7 @@ def grain(self: _Tiff) -> tuple[int, ...]:
 # %% ../../nbs/data_modules/03_tiff.ipynb #fab00206
 @patch
 def about(self: _Tiff):
+    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
     names, size = [], (None, None, None)
     if self.file.is_ome: names, size = _ome_metadata(self.file.ome_metadata, _ome_place(self))
     elif self.file.is_imagej: names, size = _imagej_metadata(self.file)

@@ -64,6 +64,7 @@ class _Nd2(_File):
 # %% ../../nbs/data_modules/05_vendors.ipynb #8f318803
 @patch
 def take(self: _Nd2, index):
+    "Pixels at `index`, positions for each of the file's axes."
     outer, inner = index[:len(self.loops)], index[len(self.loops):]
     frames = [self._frame(at, inner) for at in product(*outer)]
     return np.stack(frames).reshape(*map(len, outer), *frames[0].shape)
@@ -85,6 +86,7 @@ def _frame(self: _Nd2, at: tuple[int, ...], index) -> np.ndarray:
 
 @patch
 def about(self: _Nd2):
+    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
     channels = getattr(self.file.metadata, "channels", None) or []
     names = [c.channel.name for c in channels]
     if not channels: return names, (None, None, None)
@@ -137,6 +139,7 @@ def _plane_box(self: _Czi):
 
 @patch
 def take(self: _Czi, index):
+    "Pixels at `index`, positions for each of the file's axes."
     outer, inner = index[:len(self.loops)], index[len(self.loops):]
     planes = [self._plane(at, inner) for at in product(*outer)]
     return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
@@ -163,6 +166,7 @@ def _plane(self: _Czi, at: Sequence[int], index) -> np.ndarray:
 # %% ../../nbs/data_modules/05_vendors.ipynb #e8d16fe9
 @patch
 def about(self: _Czi):
+    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
     root = self.file.meta
     if root is None: return [], (None, None, None)
     channels = root.findall(".//{*}Information/{*}Image/{*}Dimensions/{*}Channels/{*}Channel")
@@ -254,6 +258,7 @@ def _tell_picture(source: _Picture):
 # %% ../../nbs/data_modules/05_vendors.ipynb #f9cdfba7
 @patch
 def take(self: _Picture, index):
+    "Pixels at `index`, positions for each of the file's axes."
     bare = _bare_png(self.path)  # Pillow does not look at checksums of pixels
     if self.bits == 16 and self.color:  # Pillow would keep 8 of them
         codecs = _require("imagecodecs", "imagecodecs", self.path)

@@ -171,6 +171,7 @@ def _tell_beyond(self: _Zarr):
 # %% ../../nbs/data_modules/04_zarr.ipynb #4ffe2f01
 @patch
 def about(self: _Zarr):
+    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
     omero = self.attributes.get("omero")
     channels = omero.get("channels") if isinstance(omero, dict) else None
     known = channels if isinstance(channels, list) else []

@@ -147,7 +147,7 @@ def draw(self: Masking,
     "One prediction; the network sees the image as it is."
     return run(x)
 
-
+# %% ../../nbs/models/16_masking.ipynb #53d332b1
 @patch
 def conceal(self: Masking,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
@@ -305,7 +305,7 @@ class BernoulliMask(Masking):
                 f" {self.samples} and {self.tolerance}."
             )
 
-
+# %% ../../nbs/models/16_masking.ipynb #7fb7b856
 @patch
 def keep(self: BernoulliMask,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
