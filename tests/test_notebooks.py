@@ -46,6 +46,19 @@ def test_path_and_module_agree(name):
     assert exported(name) == module_of(name)
 
 
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_page_grows_its_own_classes(name):
+    """No name comes from the page's own module before its last exported cell.
+
+    `@patch` would grow the class of the module by functions that know the page's classes: the notebooks that
+    follow in the process of a test would meet two classes of one name.
+    """
+    code = [c["source"] for c in cells(name) if c["cell_type"] == "code"]
+    last = max(i for i, s in enumerate(code) if re.match(r"#\s*\|\s*export", s))
+    own = re.compile(rf"from mmv_im2im\.({re.escape(module_of(name))}|all) import")
+    assert not [s for s in code[:last] if own.search(s)]
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in COMPONENTS])
 def test_pages_export_nothing(name):
     assert exported(name) is None
