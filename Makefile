@@ -16,7 +16,7 @@ BEGIN := $(shell date +%s)
 endif
 export BEGIN
 
-.PHONY: help env samples demo test export-check clean-check nbtest pytest docs readme notebooks bench clean
+.PHONY: help env samples demo test browser export-check clean-check nbtest pytest docs readme notebooks bench clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -34,7 +34,10 @@ demo: samples  ## train on real nuclei, predict held-out ones, print Dice, write
 	@$(STEP) "Demo" python tools/demo.py
 
 test:  ## every check of continuous integration, in its order
-	@$(MAKE) --no-print-directory -j1 samples export-check clean-check nbtest docs pytest
+	@$(MAKE) --no-print-directory -j1 samples browser export-check clean-check nbtest docs pytest
+
+browser:  ## install Chromium, in which tests look at the site, where it is missing
+	@$(STEP) "Browser" tools/browser
 
 export-check: $(STAMP)  ## notebooks and modules agree
 	@$(STEP) "Notebooks and modules agree" python tools/unchanged.py \

@@ -17,10 +17,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import warnings
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,6 +155,44 @@ def shorten_links(site: Path) -> None:
             path.write_text(short, encoding="utf-8")
 
 
+KATEX = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@([\d.]+)/dist/")
+
+
+def katex(version: str) -> Path | None:
+    "Folder of KaTeX's files, fetched once by npm; None where there is no npm, or it reaches no registry."
+    folder = ROOT / ".venv" / f"katex-{version}"
+    if not folder.exists():
+        npm = shutil.which("npm")
+        if not npm:
+            return None
+        with TemporaryDirectory(dir=ROOT / ".venv") as temporary:
+            said = subprocess.run([npm, "pack", "--silent", f"katex@{version}"], cwd=temporary, stdout=subprocess.DEVNULL)
+            if said.returncode:
+                return None
+            with tarfile.open(next(Path(temporary).glob("*.tgz"))) as packed:
+                packed.extractall(temporary, filter="data")
+            (Path(temporary) / "package" / "dist").rename(folder)
+    return folder
+
+
+def draw_equations(site: Path) -> None:
+    "Let pages take KaTeX, which draws equations, from the site itself, so that they show without a network."
+    pages = {p: text for p in sorted(site.rglob("*.html")) if KATEX.search(text := p.read_text(encoding="utf-8"))}
+    if not pages:
+        return
+    version = KATEX.search(next(iter(pages.values())))[1]
+    source, target = katex(version), site / "site_libs" / "katex"
+    if source is None:
+        print("no npm to fetch KaTeX: the pages load it from a content network when they are read")
+        return
+    needed = ["katex.min.css", "katex.min.js", "contrib/auto-render.min.js"]
+    for name in needed + [f.relative_to(source).as_posix() for f in source.glob("fonts/*.woff2")]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / name, target / name)
+    for page, text in pages.items():
+        page.write_text(KATEX.sub(os.path.relpath(target, page.parent) + "/", text), encoding="utf-8")
+
+
 def broken_links(site: Path) -> list[str]:
     "Links within the site to a page, file or heading that is not there."
     pages = {p.resolve(): Page(p) for p in sorted(site.rglob("*.html"))}
@@ -206,6 +246,7 @@ def main() -> int:
     if not quarto:
         redirect()
     shorten_links(SITE)
+    draw_equations(SITE)
     broken = broken_links(SITE)
     if broken:
         print(*broken, "mend these links in the notebooks", sep="\n", file=sys.stderr)
