@@ -55,7 +55,7 @@ def setup(self: Im2ImDataModule,
     self.out_channels = self.preprocessing.expected.get("GT", self.preprocessing.expected["IM"])
     self.in_channels = self.preprocessing.expected["IM"]
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #672db180
 @patch
 def _items(self: Im2ImDataModule) -> list[dict]:
     "Samples, numbered; where time points are asked for, one for each of them."
@@ -77,7 +77,7 @@ def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     if i not in self.shapes: self.shapes[i] = sample_shapes(item, self.preprocessing)
     return next(iter(self.shapes[i].values()))[1:]
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #7816dd75
 @patch
 def _enough_patches(self: Im2ImDataModule) -> int:
     "Patches of an image per epoch: a grid, or as many as cover it, and at least 16 batches in all."
@@ -94,7 +94,7 @@ def _visited(self: Im2ImDataModule) -> int:
     n = max(map(len, split_domains(self.train_items)))
     return n if self.partial_loading is None else max(1, round(self.partial_loading * n))
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #98cfac38
 @patch
 def _trained(self: Im2ImDataModule) -> int:
     "Pixels that an epoch trains on, in all processes."
@@ -125,6 +125,11 @@ def _measure_dataset(self: Im2ImDataModule):
         else: r.source_units = stats
 
 
+def _mean_stats(stats: list[dict]) -> dict:
+    "The mean of every statistic."
+    return {k: np.mean([s[k] for s in stats], axis=0).tolist() for k in stats[0]}
+
+# %% ../../nbs/data_modules/24_data_module.ipynb #1d5b47e6
 @patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
     "Dtype that holds those of all files of a kind, 'IM' or 'GT'; None without files."
@@ -137,12 +142,7 @@ def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
         tell(f"{noun} have several dtypes ({counts} files); results are written as {dtype}")
     return dtype
 
-
-def _mean_stats(stats: list[dict]) -> dict:
-    "The mean of every statistic."
-    return {k: np.mean([s[k] for s in stats], axis=0).tolist() for k in stats[0]}
-
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #29e1d8d2
 @patch
 def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
     "Where training and validation samples come from; a portion is held elsewhere."
