@@ -80,7 +80,7 @@ def _check_words(given: dict):
 
 # %% ../../nbs/data_modules/20_arguments.ipynb #fbb1850e
 def _check_counts(given: dict):
-    "`ConfigError` for what should be a whole number and is none, or is too small."
+    "`ConfigError` for a number that is not whole, or too small."
     for name in _COUNTS:
         n = given[name]
         if n is None and name == "patches_per_image": continue

@@ -91,7 +91,7 @@ def check_contents(
     preprocessing: Preprocessing,  # How they are read
     most: int = 16,  # Look into so many at most, spread evenly
 ) -> list[str]:  # What the user should know, in sentences
-    "Look at pixels; `DataError` where there is nothing to learn or a label is none."
+    "Look at pixels; `DataError` where there is nothing to learn or targets hold no labels."
     notes = []
     for key in ("IM", "GT", "CM"):
         items = [s for s in samples if key in s]
@@ -155,7 +155,7 @@ def _tell_constant(key: str, seen: dict, n: int, preprocessing: Preprocessing) -
 
 # %% ../../nbs/data_modules/16_checks.ipynb #fdb8b317
 def _tell_ignored(seen: dict, n: int, images: int) -> list[str]:
-    "Cost maps that ignore every pixel; `DataError` where all images have such a one."
+    "Cost maps that ignore every pixel; `DataError` where every image has such a map."
     blank = [path for path, (_, high) in seen.items() if high == 0]
     if not blank: return []
     if len(blank) == len(seen) == n == images:

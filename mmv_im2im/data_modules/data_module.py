@@ -90,7 +90,7 @@ def _enough_patches(self: Im2ImDataModule) -> int:
 
 @patch
 def _visited(self: Im2ImDataModule) -> int:
-    "Images that an epoch visits in all processes: the larger domain's, or the portion's."
+    "Images that an epoch visits in all processes: the larger domain's, or a fraction of them."
     n = max(map(len, split_domains(self.train_items)))
     return n if self.partial_loading is None else max(1, round(self.partial_loading * n))
 
@@ -132,7 +132,7 @@ def _mean_stats(stats: list[dict]) -> dict:
 # %% ../../nbs/data_modules/24_data_module.ipynb #1d5b47e6
 @patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
-    "Dtype that holds those of all files of a kind, 'IM' or 'GT'; None without files."
+    "Dtype that holds the values of all files of a kind, 'IM' or 'GT'; None without files."
     found = self.preprocessing.dtypes.get(key)
     if not found: return None
     dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
@@ -145,7 +145,7 @@ def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
 # %% ../../nbs/data_modules/24_data_module.ipynb #29e1d8d2
 @patch
 def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
-    "Where training and validation samples come from; a portion is held elsewhere."
+    "Where training and validation samples come from; partial loading has a memory of its own."
     disk = DiskCache(*self.disk_options) if self.cache == "disk" else None
     self.load = Preparation(
         self.preprocessing, self.sampling, self.transform.min_foreground > 0, self.seed
@@ -158,7 +158,7 @@ def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
 # %% ../../nbs/data_modules/24_data_module.ipynb #ef223d3a
 @patch
 def _prepare(self: Im2ImDataModule):
-    "Prepare what is to be kept: everything on disk; in memory if all of it fits."
+    "Prepare the samples that are kept: all of them on disk; in memory if all fit."
     items = self.val_items if self.partial_loading else self.train_items + self.val_items
     if self.cache == "memory":
         typical = self._shape(items[0])

@@ -48,7 +48,7 @@ class PatchDataset(Dataset):
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #a9268495
 class UnpairedPatches(PatchDataset):
-    "Patches of two domains; who meets whom is drawn anew every epoch."
+    "Patches of two domains; who meets whom is drawn again every epoch."
     def __init__(self,
         items: Sequence[dict],  # Samples with `IM`, and samples without
         load: Callable[[dict], dict],  # Prepares a sample
@@ -162,7 +162,7 @@ def _middle(self: Preparation, item: dict) -> list[tuple[int, int]]:
 # %% ../../nbs/data_modules/18_datasets.ipynb #78590754
 @patch
 def _share(self: Preparation, item: dict, sample: dict) -> torch.Tensor:
-    "The cost map where pixels are held back: 0 for those of the other part."
+    "The cost map where pixels are held back: 0 for the pixels of the other part."
     part, fraction, seed = item["held"]
     shape = self.preprocessing.shape("IM", item["IM"], item.get("time"))[1:]
     held = held_pixels(shape, fraction, seed)

@@ -76,7 +76,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
 # %% ../../nbs/data_modules/21_held_out.ipynb #5d62d42f
 @patch
 def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
-    "How much the target shows at each pixel; None where there is none, or it is very large."
+    "How much the target shows at each pixel; None without a target, or where it is very large."
     if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None
     x = self.preprocessing.read("GT", item["GT"], item.get("time"))
     if self.preprocessing.labels: return (x > 0).any(0)

@@ -62,7 +62,7 @@ class _Resumable(_Derived, DataLoader):
 # %% ../../nbs/data_modules/23_loaders.ipynb #ea86f1c1
 @patch
 def _workers(self: Im2ImDataModule, world: int) -> int:
-    "Loading processes: as asked for; else none for the CPU, or where they start slowly."
+    "Number of workers: as asked for; else none on a CPU, or where they start slowly."
     if self.num_workers is not None: return self.num_workers
     slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
     if not torch.cuda.is_available() or slow_start: return 0
@@ -128,7 +128,7 @@ def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> Dat
 # %% ../../nbs/data_modules/23_loaders.ipynb #b2180cc5
 @patch
 def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoader:
-    "A loader that holds this process's share of the portion; it is made once and goes on."
+    "A loader with this process's share of the images in memory; it is made once and goes on."
     if getattr(self, "_rolling", None):
         self._rolling.batch_size = self.batch_size
         return self._rolling
@@ -156,13 +156,13 @@ def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoad
 def teardown(self: Im2ImDataModule,
     stage: Optional[str] = None,  # Of Lightning's signature
 ):
-    "Let the portion go; a later epoch loads it again."
+    "Let the images go; a later epoch loads them again."
     for window in self._rolling.windows if getattr(self, "_rolling", None) else (): window.close()
 
 
 @patch
 def _held(self: Im2ImDataModule, item: dict) -> dict:
-    "A sample in memory: what is mapped from the cache on disk is copied."
+    "A sample in memory; arrays that are mapped from the cache on disk are copied."
     sample = self.store(item)
     if self.store.disk is None: return sample
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}

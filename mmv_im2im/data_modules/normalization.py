@@ -345,7 +345,7 @@ class Macenko(Normalization):
         self.white, self.alpha, self.beta = white, alpha, beta
 
     def region(self, x):
-        "All of an RGB image; `DataError` where it is none, or brighter than `white`."
+        "The whole RGB image; `DataError` for another kind, or one brighter than `white`."
         if len(x) != 3:
             raise DataError(
                 f"Macenko needs an RGB image with 3 channels; got {len(x)}. Choose three channels,"

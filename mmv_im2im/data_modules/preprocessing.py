@@ -152,7 +152,7 @@ def _single_plane(path: Path, key: str) -> str:
 def _file_shape(
     self: Preprocessing, key: str, path: Path, time: Optional[int]
 ) -> tuple[tuple, Any]:
-    "Shape `(C, [Z,] Y, X)` in the file of what is asked for, and what else its header says."
+    "Shape `(C, [Z,] Y, X)` in the file of the chosen channels and planes, and its whole header."
     info = image_info(path, axes=self.axes[key], **self._place(key, path))
     t, c, z, y, x = info.shape
     if key == "GT" and self.labels: self._check_gray(path, info)
@@ -294,7 +294,7 @@ def prepare(self: Preprocessing,
         x = self.normalize(key, x, source)
     if self.pad_multiple == 1: return x
     padded, inside = pad_to_multiple(torch.from_numpy(x)[None], self.pad_multiple)
-    if key == "CM":  # what is mirrored does not count
+    if key == "CM":  # the mirrored border does not count
         weights = torch.zeros_like(padded)
         weights[(..., *inside)] = padded[(..., *inside)]
         padded = weights

@@ -38,7 +38,7 @@ def crop_sizes(
 @dataclass(frozen=True)
 class ValidationPlan:
     "Which part of each held-out image is validated, and how often."
-    items: list  # A sample for each image; with a `crop` where it is larger than what is looked at
+    items: list  # A sample for each image, with a `crop` where only a part is looked at
     every: int  # Epochs from one validation to the next
     whole: bool  # Whether nothing is cut
 
