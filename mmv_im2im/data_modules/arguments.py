@@ -59,12 +59,28 @@ _COUNTS = ("batch_size", "pad_multiple", "partial_loading_epochs", "patches_per_
 
 def _check_given(given: dict):
     "`ConfigError` for words, numbers and types that the data module does not know."
+    _check_words(given)
+    _check_counts(given)
+    _check_types(given)
+
+# %% ../../nbs/data_modules/20_arguments.ipynb #8eb3ee0f
+def _choices() -> dict[str, Sequence[str]]:
+    "The words that options allow, of those that allow nothing else."
+    return {f.name: f.metadata["choices"] for f in fields(DataOptions) if f.metadata.get("choices")}
+
+
+def _check_words(given: dict):
+    "`ConfigError` for a word that an option does not know."
     for name, words in _choices().items():
         if given[name] in words or given[name] is None and name == "label_kind": continue
         if name == "layout" and str(given[name]) in _LAYOUTS: continue
         raise ConfigError(
             f"`{name}` cannot be {given[name]!r}; {did_you_mean(str(given[name]), words)}"
         )
+
+# %% ../../nbs/data_modules/20_arguments.ipynb #fbb1850e
+def _check_counts(given: dict):
+    "`ConfigError` for a number that is not whole, or too small."
     for name in _COUNTS:
         n = given[name]
         if n is None and name == "patches_per_image": continue
@@ -75,6 +91,10 @@ def _check_given(given: dict):
         whole = isinstance(n, (int, np.integer)) and n >= 0
         if not whole and not (n is None and name == "num_workers"):
             raise ConfigError(f"`{name}` must be a whole number of at least 0; got {n!r}.")
+
+# %% ../../nbs/data_modules/20_arguments.ipynb #b979b2b0
+def _check_types(given: dict):
+    "`ConfigError` for a path, a patch or augmentations of another type."
     path, patch = given["path"], given["patch"]
     if not isinstance(path, (str, os.PathLike, Mapping)):
         raise ConfigError(
@@ -88,11 +108,6 @@ def _check_given(given: dict):
         raise ConfigError(
             f"`augment` must be a list of transforms, [] for none; got {given['augment']!r}."
         )
-
-
-def _choices() -> dict[str, Sequence[str]]:
-    "The words that options allow, of those that allow nothing else."
-    return {f.name: f.metadata["choices"] for f in fields(DataOptions) if f.metadata.get("choices")}
 
 # %% ../../nbs/data_modules/20_arguments.ipynb #29b5d718
 @patch

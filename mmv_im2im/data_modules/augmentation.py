@@ -183,7 +183,7 @@ def __call__(self: PatchTransform,
         out |= self._change(cut, int(rng.integers(2**32))) if self.augment else cut
     return {k: out.get(k, v) for k, v in sample.items() if k not in ("points", "thresholds")}
 
-
+# %% ../../nbs/data_modules/14_augmentation.ipynb #7cbaa842
 @patch
 def _check(self: PatchTransform, images: dict):
     "`DataError` unless all images have one size, with as many axes as the patch."
@@ -201,7 +201,7 @@ def _check(self: PatchTransform, images: dict):
 def _slices(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
     return (slice(None), *[slice(int(s), int(s) + n) for s, n in zip(start, size)])
 
-
+# %% ../../nbs/data_modules/14_augmentation.ipynb #47ad1bad
 @patch
 def _cut(self: PatchTransform, key: str, x: Any, start: Sequence[int]) -> torch.Tensor:
     "The patch that begins at `start`, as a tensor of its own."
@@ -235,7 +235,7 @@ def _place(
         if most >= self.min_foreground: break
     return best
 
-
+# %% ../../nbs/data_modules/14_augmentation.ipynb #04a3851b
 @patch
 def _points(self: PatchTransform, images: dict, sample: dict) -> Optional[np.ndarray]:
     "Points to cut around; those of a sample belong to its target, where there is one."
@@ -259,7 +259,7 @@ def _draw(
     if self.sampling == "foreground": center = center + rng.integers(-(half // 2), half // 2 + 1)
     return np.clip(center - half, 0, free)
 
-
+# %% ../../nbs/data_modules/14_augmentation.ipynb #01aedbcb
 @patch
 def _change(self: PatchTransform, images: dict, seed: int) -> dict:
     "Apply the random changes; `ConfigError` where one alters the size of a patch."

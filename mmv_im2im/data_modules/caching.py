@@ -58,7 +58,7 @@ class MemoryCache:
         self.gb, self.room, self.held = state["gb"], state["gb"] * 1e9, OrderedDict()
         self.lock = threading.Lock()
 
-
+# %% ../../nbs/data_modules/17_caching.ipynb #85886a21
 def sample_bytes(
     sample: dict,  # Tensors by name; other values take no room
 ) -> int:
@@ -83,7 +83,7 @@ def file_stamp(
             digest.update(repr(parts).encode())
     return [path, digest.hexdigest()]
 
-
+# %% ../../nbs/data_modules/17_caching.ipynb #7cff40b9
 def cache_key(
     item: dict,  # Paths by `IM`, `GT`, `CM`, and what else decides the result, such as `region`
     settings: dict,  # Everything else that the result depends on, in plain types
@@ -122,28 +122,58 @@ class DiskCache:
             ) from None
         self._sweep()
 
-    def __call__(self,
-        key: str,  # From `cache_key`
-        make: Callable[[], dict],  # Makes the sample where it is not in the cache
-    ) -> dict:  # Tensors are mapped from the file: copy what you slice out, never write into them
-        "The sample of that key."
-        sample = self.open(key)
-        if sample is None:
-            sample = make()
-            if self.write(key, sample): sample = self.open(key) or sample
-        return sample
-
-    def path(self,
-        key: str,  # From `cache_key`
-    ) -> Path:
-        "The file of a sample; folders by the first two digits keep each of them short."
-        return self.folder / key[:2] / f"{key[2:]}.safetensors"
-
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k not in ("opened", "lock")}
 
     def __setstate__(self, state: dict):
         self.__dict__.update(state, opened=OrderedDict(), lock=threading.Lock())
+
+# %% ../../nbs/data_modules/17_caching.ipynb #c8aa2500
+@patch
+def __call__(self: DiskCache,
+    key: str,  # From `cache_key`
+    make: Callable[[], dict],  # Makes the sample where it is not in the cache
+) -> dict:  # Tensors are mapped from the file: copy what you slice out, never write into them
+    "The sample of that key."
+    sample = self.open(key)
+    if sample is None:
+        sample = make()
+        if self.write(key, sample): sample = self.open(key) or sample
+    return sample
+
+
+@patch
+def path(self: DiskCache,
+    key: str,  # From `cache_key`
+) -> Path:
+    "The file of a sample; folders by the first two digits keep each of them short."
+    return self.folder / key[:2] / f"{key[2:]}.safetensors"
+
+# %% ../../nbs/data_modules/17_caching.ipynb #3a1f18c9
+@patch
+def _files(self: DiskCache) -> list[tuple[float, int, str]]:
+    "Time of last use, size and path of every file in the cache, those that are being written, too."
+    found = []
+    for shard in os.scandir(self.folder):
+        if not shard.is_dir(): continue
+        for f in os.scandir(shard.path):
+            try: about = f.stat()
+            except FileNotFoundError: continue  # another process has removed it
+            found.append((about.st_mtime, about.st_size, f.path))
+    return found
+
+# %% ../../nbs/data_modules/17_caching.ipynb #6b9c4fd9
+@patch
+def _sweep(self: DiskCache):
+    "Remove what writers that were killed have left, once it is an hour old."
+    for used, _, path in self._files():
+        if os.path.basename(path).startswith(".") and used < time.time() - 3600: _remove(path)
+
+
+def _remove(path: str):
+    "Remove a file; it may be gone, or, on Windows, be mapped by another process."
+    try: os.unlink(path)
+    except OSError: pass
 
 # %% ../../nbs/data_modules/17_caching.ipynb #639e5d33
 @patch
@@ -169,7 +199,7 @@ def open(self: DiskCache, key: str) -> Optional[dict]:
         while len(self.opened) > self.keep_open: self.opened.popitem(last=False)
     return sample
 
-
+# %% ../../nbs/data_modules/17_caching.ipynb #387ea2c9
 @patch
 def write(self: DiskCache, key: str, sample: dict) -> bool:
     "Keep a sample; False where the disk is full and `when_full` is 'skip'."
@@ -191,7 +221,7 @@ def _is_full(e: Exception) -> bool:
     number = getattr(e, "errno", None)
     return number in _FULL or any(f"os error {n})" in str(e) for n in _FULL)
 
-
+# %% ../../nbs/data_modules/17_caching.ipynb #2954a34f
 @patch
 def _full(self: DiskCache, e: Exception) -> bool:
     "Stop with what can be done, or go on without the cache, saying so once."
@@ -207,26 +237,6 @@ def _full(self: DiskCache, e: Exception) -> bool:
     return False
 
 # %% ../../nbs/data_modules/17_caching.ipynb #234cd902
-@patch
-def _files(self: DiskCache) -> list[tuple[float, int, str]]:
-    "Time of last use, size and path of every file in the cache, those that are being written, too."
-    found = []
-    for shard in os.scandir(self.folder):
-        if not shard.is_dir(): continue
-        for f in os.scandir(shard.path):
-            try: about = f.stat()
-            except FileNotFoundError: continue  # another process has removed it
-            found.append((about.st_mtime, about.st_size, f.path))
-    return found
-
-
-@patch
-def _sweep(self: DiskCache):
-    "Remove what writers that were killed have left, once it is an hour old."
-    for used, _, path in self._files():
-        if os.path.basename(path).startswith(".") and used < time.time() - 3600: _remove(path)
-
-
 @patch
 def _make_room(self: DiskCache, size: int):
     "Remove the least recently used samples until `size` bytes fit."
@@ -244,12 +254,6 @@ def _make_room(self: DiskCache, size: int):
         if self.used <= 0.95 * self.limit or self.used <= size: break
         _remove(path)
         self.used -= n
-
-
-def _remove(path: str):
-    "Remove a file; it may be gone, or, on Windows, be mapped by another process."
-    try: os.unlink(path)
-    except OSError: pass
 
 # %% ../../nbs/data_modules/17_caching.ipynb #8e8a342b
 class SampleStore:

@@ -34,17 +34,22 @@ def check_samples(
     for key in _WHAT:
         preprocessing.dtypes[key] = Counter(h[key][1].dtype for h in headers.values() if key in h)
     for key, name in (("IM", "source"), ("GT", "target")):
-        first = next((i for i in shapes if key in shapes[i]), None)
-        if first is None: continue
-        preprocessing.expected[key] = shapes[first][key][0]
-        for i, shape in shapes.items():
-            if key in shape and shape[key][0] != shapes[first][key][0]:
-                raise DataError(
-                    f"{name} '{samples[i][key]}' has {shape[key][0]} channels but"
-                    f" '{samples[first][key]}' has {shapes[first][key][0]}; all must have the same."
-                    f" Choose channels with `data.{name}_channels`, or remove the file."
-                )
+        channels = {samples[i][key]: shape[key][0] for i, shape in shapes.items() if key in shape}
+        if not channels: continue
+        preprocessing.expected[key] = next(iter(channels.values()))
+        _check_channels(channels, name)
     return shapes
+
+# %% ../../nbs/data_modules/16_checks.ipynb #377956ec
+def _check_channels(channels: dict, name: str):
+    "`DataError` unless all files, given by path, have as many channels as the first."
+    first, n = next(iter(channels.items()))
+    for path, m in channels.items():
+        if m != n:
+            raise DataError(
+                f"{name} '{path}' has {m} channels but '{first}' has {n}; all must have the same."
+                f" Choose channels with `data.{name}_channels`, or remove the file."
+            )
 
 # %% ../../nbs/data_modules/16_checks.ipynb #1389f9d0
 def sample_shapes(
@@ -54,7 +59,7 @@ def sample_shapes(
     "Shapes of a sample's prepared images, from their headers; `DataError` where they do not agree."
     return {k: shape for k, (shape, _) in _headers(sample, preprocessing).items()}
 
-
+# %% ../../nbs/data_modules/16_checks.ipynb #ac6c95da
 def _headers(sample: dict, preprocessing: Preprocessing) -> dict:
     "Shape and header by key; `DataError` where they do not agree."
     keys, time = [k for k in ("IM", "GT", "CM") if k in sample], sample.get("time")
@@ -86,7 +91,7 @@ def check_contents(
     preprocessing: Preprocessing,  # How they are read
     most: int = 16,  # Look into so many at most, spread evenly
 ) -> list[str]:  # What the user should know, in sentences
-    "Look at pixels; `DataError` where there is nothing to learn or a label is none."
+    "Look at pixels; `DataError` where there is nothing to learn or targets hold no labels."
     notes = []
     for key in ("IM", "GT", "CM"):
         items = [s for s in samples if key in s]
@@ -103,7 +108,7 @@ def check_contents(
         else: notes += _tell_ranges(key, seen, preprocessing)
     return notes
 
-
+# %% ../../nbs/data_modules/16_checks.ipynb #9febc191
 def _some_of(
     items: Sequence[dict], key: str, preprocessing: Preprocessing, most: int
 ) -> list[dict]:
@@ -116,7 +121,7 @@ def _some_of(
         some.append(items[i])
     return some
 
-
+# %% ../../nbs/data_modules/16_checks.ipynb #de79bc9a
 def _look_into(key: str, sample: dict, preprocessing: Preprocessing) -> tuple:
     "Least and largest value; for labels also what values there are, and whether edges are soft."
     raw = preprocessing.read(key, sample[key], sample.get("time"))
@@ -148,9 +153,9 @@ def _tell_constant(key: str, seen: dict, n: int, preprocessing: Preprocessing) -
     return [f"{len(flat)} of {len(seen)} {what}s that were looked into are {has}, such as"
             f" '{flat[0]}'; remove them if they are no images"]
 
-
+# %% ../../nbs/data_modules/16_checks.ipynb #fdb8b317
 def _tell_ignored(seen: dict, n: int, images: int) -> list[str]:
-    "Cost maps that ignore every pixel; `DataError` where all images have such a one."
+    "Cost maps that ignore every pixel; `DataError` where every image has such a map."
     blank = [path for path, (_, high) in seen.items() if high == 0]
     if not blank: return []
     if len(blank) == len(seen) == n == images:
@@ -183,7 +188,7 @@ def _tell_labels(seen: dict, preprocessing: Preprocessing) -> list[str]:
             " object; pixels to be ignored are those where a cost map is 0")
     return notes
 
-
+# %% ../../nbs/data_modules/16_checks.ipynb #73e127f0
 def _tell_ranges(key: str, seen: dict, preprocessing: Preprocessing) -> list[str]:
     "Images whose ranges differ a hundredfold, where they are not normalized one by one."
     norm = preprocessing.source_norm if key == "IM" else preprocessing.target_norm

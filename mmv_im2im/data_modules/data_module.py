@@ -55,7 +55,7 @@ def setup(self: Im2ImDataModule,
     self.out_channels = self.preprocessing.expected.get("GT", self.preprocessing.expected["IM"])
     self.in_channels = self.preprocessing.expected["IM"]
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #672db180
 @patch
 def _items(self: Im2ImDataModule) -> list[dict]:
     "Samples, numbered; where time points are asked for, one for each of them."
@@ -77,7 +77,7 @@ def _shape(self: Im2ImDataModule, item: dict) -> tuple[int, ...]:
     if i not in self.shapes: self.shapes[i] = sample_shapes(item, self.preprocessing)
     return next(iter(self.shapes[i].values()))[1:]
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #7816dd75
 @patch
 def _enough_patches(self: Im2ImDataModule) -> int:
     "Patches of an image per epoch: a grid, or as many as cover it, and at least 16 batches in all."
@@ -90,11 +90,11 @@ def _enough_patches(self: Im2ImDataModule) -> int:
 
 @patch
 def _visited(self: Im2ImDataModule) -> int:
-    "Images that an epoch visits in all processes: the larger domain's, or the portion's."
+    "Images that an epoch visits in all processes: the larger domain's, or a fraction of them."
     n = max(map(len, split_domains(self.train_items)))
     return n if self.partial_loading is None else max(1, round(self.partial_loading * n))
 
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #98cfac38
 @patch
 def _trained(self: Im2ImDataModule) -> int:
     "Pixels that an epoch trains on, in all processes."
@@ -125,9 +125,14 @@ def _measure_dataset(self: Im2ImDataModule):
         else: r.source_units = stats
 
 
+def _mean_stats(stats: list[dict]) -> dict:
+    "The mean of every statistic."
+    return {k: np.mean([s[k] for s in stats], axis=0).tolist() for k in stats[0]}
+
+# %% ../../nbs/data_modules/24_data_module.ipynb #1d5b47e6
 @patch
 def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
-    "Dtype that holds those of all files of a kind, 'IM' or 'GT'; None without files."
+    "Dtype that holds the values of all files of a kind, 'IM' or 'GT'; None without files."
     found = self.preprocessing.dtypes.get(key)
     if not found: return None
     dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
@@ -137,15 +142,10 @@ def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
         tell(f"{noun} have several dtypes ({counts} files); results are written as {dtype}")
     return dtype
 
-
-def _mean_stats(stats: list[dict]) -> dict:
-    "The mean of every statistic."
-    return {k: np.mean([s[k] for s in stats], axis=0).tolist() for k in stats[0]}
-
-
+# %% ../../nbs/data_modules/24_data_module.ipynb #29e1d8d2
 @patch
 def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
-    "Where training and validation samples come from; a portion is held elsewhere."
+    "Where training and validation samples come from; partial loading has a memory of its own."
     disk = DiskCache(*self.disk_options) if self.cache == "disk" else None
     self.load = Preparation(
         self.preprocessing, self.sampling, self.transform.min_foreground > 0, self.seed
@@ -158,7 +158,7 @@ def _stores(self: Im2ImDataModule) -> tuple[SampleStore, SampleStore]:
 # %% ../../nbs/data_modules/24_data_module.ipynb #ef223d3a
 @patch
 def _prepare(self: Im2ImDataModule):
-    "Prepare what is to be kept: everything on disk; in memory if all of it fits."
+    "Prepare the samples that are kept: all of them on disk; in memory if all fit."
     items = self.val_items if self.partial_loading else self.train_items + self.val_items
     if self.cache == "memory":
         typical = self._shape(items[0])

@@ -11,6 +11,7 @@ from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch.utils.data import Dataset, Sampler
 
 from ..core import derive_seed
@@ -47,7 +48,7 @@ class PatchDataset(Dataset):
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #a9268495
 class UnpairedPatches(PatchDataset):
-    "Patches of two domains; who meets whom is drawn anew every epoch."
+    "Patches of two domains; who meets whom is drawn again every epoch."
     def __init__(self,
         items: Sequence[dict],  # Samples with `IM`, and samples without
         load: Callable[[dict], dict],  # Prepares a sample
@@ -79,7 +80,7 @@ def split_domains(
     "The two domains of unpaired samples."
     return [i for i in items if "IM" in i], [i for i in items if "IM" not in i]
 
-
+# %% ../../nbs/data_modules/18_datasets.ipynb #b545d75e
 def join_domains(
     source: dict,  # Prepared, with `IM`
     target: dict,  # Prepared, with `GT`
@@ -113,7 +114,7 @@ class ImageDataset(Dataset):
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #0d8adf7c
 class Preparation:
-    "Prepares a sample: what the preprocessing makes of it, and where patches may be centerd."
+    "Prepares a sample: what the preprocessing makes of it, and where patches may be centered."
     def __init__(self,
         preprocessing: Preprocessing,  # How files are read
         sampling: str = "random",  # 'random', 'foreground', 'costmap' or 'grid'
@@ -129,39 +130,45 @@ class Preparation:
         own = {"foreground": self.foreground, "places": self.places, "format": 1}
         return own | {"preprocessing": self.preprocessing.to_dict()}
 
-    def __call__(self,
-        # Paths, and perhaps a `region`, the size of a `crop` of its middle, a `time`, and pixels
-        # `held` back
-        item: dict,
-    ) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
-        "Prepare a sample; `DataError` where a file is not as it must be."
-        if "crop" in item: item = item | {"region": self._middle(item)}
-        sample, labels = self.preprocessing.load(item), self.preprocessing.labels
-        if "held" in item: sample["CM"] = self._share(item, sample)
-        if self.foreground:
-            key = "GT" if "GT" in sample else "IM"
-            threshold = foreground_threshold(sample[key], labels and key == "GT")
-            sample["thresholds"] = {key: threshold}
-        if self.places is None: return sample
-        points = sample_points(sample, self.places[0], labels, seed=self.places[1])
-        return sample | {"points": torch.from_numpy(points)}
+# %% ../../nbs/data_modules/18_datasets.ipynb #79f12e8b
+@patch
+def __call__(self: Preparation,
+    # Paths, and perhaps a `region`, the size of a `crop` of its middle, a `time`, and pixels
+    # `held` back
+    item: dict,
+) -> dict:  # Tensors `IM`, `GT`, `CM`, `points`; plain `name` and `thresholds`
+    "Prepare a sample; `DataError` where a file is not as it must be."
+    if "crop" in item: item = item | {"region": self._middle(item)}
+    sample, labels = self.preprocessing.load(item), self.preprocessing.labels
+    if "held" in item: sample["CM"] = self._share(item, sample)
+    if self.foreground:
+        key = "GT" if "GT" in sample else "IM"
+        threshold = foreground_threshold(sample[key], labels and key == "GT")
+        sample["thresholds"] = {key: threshold}
+    if self.places is None: return sample
+    points = sample_points(sample, self.places[0], labels, seed=self.places[1])
+    return sample | {"points": torch.from_numpy(points)}
 
-    def _middle(self, item: dict) -> list[tuple[int, int]]:
-        "The region of the crop: the middle of the item's own, or of the image."
-        key = "IM" if "IM" in item else "GT"
-        shape = self.preprocessing.shape(key, item[key], item.get("time"))[1:]
-        around = item.get("region") or [(0, n) for n in shape]
-        sizes = [min(b - a, n) for (a, b), n in zip(around, item["crop"])]
-        return [(a + (b - a - n) // 2, a + (b - a + n) // 2) for (a, b), n in zip(around, sizes)]
+# %% ../../nbs/data_modules/18_datasets.ipynb #c035cd05
+@patch
+def _middle(self: Preparation, item: dict) -> list[tuple[int, int]]:
+    "The region of the crop: the middle of the item's own, or of the image."
+    key = "IM" if "IM" in item else "GT"
+    shape = self.preprocessing.shape(key, item[key], item.get("time"))[1:]
+    around = item.get("region") or [(0, n) for n in shape]
+    sizes = [min(b - a, n) for (a, b), n in zip(around, item["crop"])]
+    return [(a + (b - a - n) // 2, a + (b - a + n) // 2) for (a, b), n in zip(around, sizes)]
 
-    def _share(self, item: dict, sample: dict) -> torch.Tensor:
-        "The cost map where pixels are held back: 0 for those of the other part."
-        part, fraction, seed = item["held"]
-        shape = self.preprocessing.shape("IM", item["IM"], item.get("time"))[1:]
-        held = held_pixels(shape, fraction, seed)
-        inside = tuple(slice(a, b) for a, b in item.get("region") or ())
-        counted = torch.from_numpy(held == (part == "val"))[inside][None].float()
-        return counted * sample["CM"] if "CM" in sample else counted
+# %% ../../nbs/data_modules/18_datasets.ipynb #78590754
+@patch
+def _share(self: Preparation, item: dict, sample: dict) -> torch.Tensor:
+    "The cost map where pixels are held back: 0 for the pixels of the other part."
+    part, fraction, seed = item["held"]
+    shape = self.preprocessing.shape("IM", item["IM"], item.get("time"))[1:]
+    held = held_pixels(shape, fraction, seed)
+    inside = tuple(slice(a, b) for a, b in item.get("region") or ())
+    counted = torch.from_numpy(held == (part == "val"))[inside][None].float()
+    return counted * sample["CM"] if "CM" in sample else counted
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #d690e29a
 class EpochBatches(Sampler):

@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from skimage.measure import label as connected
 from tqdm.auto import tqdm
@@ -36,13 +37,14 @@ class Collection:
     objects: list[int] = field(default_factory=list)  # Objects in each image, of label targets
     smallest: Optional[int] = None  # Pixels of the smallest object, of label targets
 
-    @property
-    def ranges(self) -> np.ndarray:
-        "Percentiles of each channel, `(channels, 5)`: extremes of the extremes, else the median."
-        by_image = np.array(self.levels)
-        middle = np.median(by_image, axis=0)
-        middle[:, 0], middle[:, -1] = by_image[..., 0].min(0), by_image[..., -1].max(0)
-        return middle
+# %% ../../nbs/data_modules/25_describe.ipynb #1b8117e3
+@patch(as_prop=True)
+def ranges(self: Collection) -> np.ndarray:
+    "Percentiles of each channel, `(channels, 5)`: extremes of the extremes, else the median."
+    by_image = np.array(self.levels)
+    middle = np.median(by_image, axis=0)
+    middle[:, 0], middle[:, -1] = by_image[..., 0].min(0), by_image[..., -1].max(0)
+    return middle
 
 # %% ../../nbs/data_modules/25_describe.ipynb #df9f1d38
 def _look(key: str, items: Sequence[dict], preprocessing: Preprocessing, most: int) -> Collection:
@@ -61,7 +63,7 @@ def _look(key: str, items: Sequence[dict], preprocessing: Preprocessing, most: i
         if key == "GT" and preprocessing.labels: _count_labels(found, x)
     return found
 
-
+# %% ../../nbs/data_modules/25_describe.ipynb #ede84b29
 def _count_labels(found: Collection, x: np.ndarray):
     "Add the classes and the objects of a label image; a binary mask's objects are its parts."
     values, pixels = np.unique(x, return_counts=True)
@@ -92,7 +94,7 @@ class Description:
         plt.close(fig)
         return fig
 
-
+# %% ../../nbs/data_modules/25_describe.ipynb #03f922d8
 def describe(
     data: Im2ImDataModule,  # Set up, or not yet
     most: int = 50,  # Files of each kind that are read at most, spread evenly
@@ -121,7 +123,7 @@ def _table(found: Collection) -> str:
         lines.append(f"  {i:<8d}" + "".join(f"{v:11.5g}" for v in levels))
     return "\n".join(lines)
 
-
+# %% ../../nbs/data_modules/25_describe.ipynb #1bbe77eb
 def _label_lines(found: Collection) -> list[str]:
     "Classes and objects in words."
     total = sum(found.classes.values())
@@ -145,7 +147,7 @@ def _draw_ranges(ax, found: Collection):
     ax.plot(places, middle, "_", color="k", ms=14)
     ax.set(xlabel="channel", ylabel="intensity", xticks=places, title=_NAMES[found.key])
 
-
+# %% ../../nbs/data_modules/25_describe.ipynb #aa76cf81
 def _draw_classes(ax, found: Collection):
     "The share of every label; of many, background against objects."
     counts = dict(sorted(found.classes.items()))

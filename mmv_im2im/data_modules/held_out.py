@@ -33,7 +33,7 @@ def _split(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
     self.parts = {"by": by, "train": names(train), "val": names(val)}
     return train, val, how
 
-
+# %% ../../nbs/data_modules/21_held_out.ipynb #6e5afdd3
 @patch
 def _draw_split(
     self: Im2ImDataModule, parts: list[list[dict]], by: str
@@ -54,7 +54,7 @@ def _draw_split(
     how = f"a region of {self.val_fraction:.0%} of each for validation, {self.gap} pixels apart"
     return train, val, how
 
-
+# %% ../../nbs/data_modules/21_held_out.ipynb #f4d77087
 @patch
 def _split_by_files(self: Im2ImDataModule, items: list[dict]) -> tuple[list[dict], list[dict]]:
     train, val = split_files(len(items), self.val_fraction, self.seed)
@@ -76,7 +76,7 @@ def _split_by_regions(self: Im2ImDataModule, items: list[dict]) -> tuple[list[di
 # %% ../../nbs/data_modules/21_held_out.ipynb #5d62d42f
 @patch
 def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional[np.ndarray]:
-    "How much the target shows at each pixel; None where there is none, or it is very large."
+    "How much the target shows at each pixel; None without a target, or where it is very large."
     if "GT" not in item or math.prod(shape) > _LOOKED_AT: return None
     x = self.preprocessing.read("GT", item["GT"], item.get("time"))
     if self.preprocessing.labels: return (x > 0).any(0)
@@ -85,7 +85,7 @@ def _seen(self: Im2ImDataModule, item: dict, shape: tuple[int, ...]) -> Optional
 
 _LOOKED_AT = 10**9  # Pixels of a target that is read to choose a region
 
-
+# %% ../../nbs/data_modules/21_held_out.ipynb #a653864d
 @patch
 def _split_by_pixels(
     self: Im2ImDataModule, items: Optional[list[dict]] = None
@@ -113,7 +113,7 @@ def _file_name(self: Im2ImDataModule, item: dict) -> str:
     name = unicodedata.normalize("NFC", path.as_posix())
     return f"{name}@{item['time']}" if "time" in item else name
 
-
+# %% ../../nbs/data_modules/21_held_out.ipynb #d533f0e7
 @patch
 def _place(self: Im2ImDataModule, item: dict) -> int:
     "The place of a sample among all when the run began, which its region and pixels depend on."
@@ -137,7 +137,13 @@ def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
         train = [parts.get(n, known[n]) for n in there["train"]]
     self._check_left(train, val, gone)
     self.parts = self.kept | {"train": [*self.kept["train"], *fresh]}
-    self.changes = [
+    self.changes = _changes(fresh, left, gone)
+    return train + [known[n] for n in fresh], val, "; ".join(["split as kept", *self.changes])
+
+# %% ../../nbs/data_modules/21_held_out.ipynb #fb1d1132
+def _changes(fresh: list[str], left: list[str], gone: list[str]) -> list[str]:
+    "How the files differ from the record of a split, in words."
+    return [
         f"{len(names)} image{'s' * (len(names) > 1)} {what}: {', '.join(names[:5])}"
         f"{' ...' * (len(names) > 5)}"
         for names, what in (
@@ -146,9 +152,8 @@ def _split_as_kept(self: Im2ImDataModule) -> tuple[list[dict], list[dict], str]:
             (gone, "of this run are missing, it goes on without them"),
         ) if names
     ]
-    return train + [known[n] for n in fresh], val, "; ".join(["split as kept", *self.changes])
 
-
+# %% ../../nbs/data_modules/21_held_out.ipynb #9ad7d35e
 @patch
 def _check_left(self: Im2ImDataModule, train: list[dict], val: list[dict], gone: list[str]):
     "`DataError` where nothing is left to train on or to validate on."

@@ -42,7 +42,7 @@ def resample(
     if size == x.shape[1:]: return x if labels else x.astype(np.float32, copy=False)
     return _nearest(x, size) if labels else _linear(x, size)
 
-
+# %% ../../nbs/data_modules/13_labels.ipynb #c71a1b70
 def _new_size(old: Sequence[int], zoom, shape) -> tuple[int, ...]:
     "Spatial size after resampling; at least 1 pixel."
     if (zoom is None) == (shape is None):
@@ -106,7 +106,7 @@ def _weights(x: np.ndarray, path: str | Path) -> np.ndarray:
         )
     return x.astype(np.float32)
 
-
+# %% ../../nbs/data_modules/13_labels.ipynb #21ccdd89
 def _whole_numbers(x: np.ndarray, path: str | Path) -> np.ndarray:
     "Labels in the smallest dtype; `DataError` unless each is a whole number of at least 0."
     shape = x.shape
@@ -145,7 +145,7 @@ def _codec(path: str | Path) -> Optional[str]:
     with tifffile.TiffFile(path) as file: number = file.pages[0].compression
     return next((name for name, numbers in _CODECS.items() if number in numbers), None)
 
-
+# %% ../../nbs/data_modules/13_labels.ipynb #d6c3bdbb
 def _frayed(x: np.ndarray) -> bool:
     "Whether many pixels differ from all four neighbors, as drawn labels do not."
     alone = np.ones(x.shape, bool)
@@ -157,7 +157,7 @@ def _frayed(x: np.ndarray) -> bool:
             alone &= ~np.pad(same, pad)
     return alone.sum() > 0.02 * max(1, np.count_nonzero(x))
 
-
+# %% ../../nbs/data_modules/13_labels.ipynb #35ca2c7a
 def _two_levels(counts: np.ndarray) -> Optional[int]:
     "Of counts of the values 0 to 255: the upper of two levels, None where there are not two."
     values = np.flatnonzero(counts)
@@ -167,7 +167,7 @@ def _two_levels(counts: np.ndarray) -> Optional[int]:
     if low > 8 or high < 64 or counts[upper].sum() < 0.6 * counts[above].sum(): return None
     return int(np.argmax(counts * upper))
 
-
+# %% ../../nbs/data_modules/13_labels.ipynb #429d6522
 def _sharp(x: np.ndarray, path: str | Path) -> np.ndarray:
     "A mask without the fringes of JPEG; `DataError` where it cannot be told what was drawn."
     if x.dtype not in (np.uint8, np.uint16): return x

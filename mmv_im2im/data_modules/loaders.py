@@ -32,7 +32,7 @@ def patches_per_epoch(self: Im2ImDataModule) -> int:
     self.setup()
     return self._visited() * self.per_image
 
-
+# %% ../../nbs/data_modules/23_loaders.ipynb #8f4130cf
 @patch
 def _position(self: Im2ImDataModule) -> tuple[int, int]:
     "The epoch that Lightning is in, and how many of its batches were used before."
@@ -43,6 +43,30 @@ def _position(self: Im2ImDataModule) -> tuple[int, int]:
     begun = loop.epoch_progress.current.started > epoch
     within = loop.epoch_loop.batch_progress.current.ready if begun else 0
     return 0 if trainer.overfit_batches else epoch, within
+
+# %% ../../nbs/data_modules/23_loaders.ipynb #9afcac1f
+class _Resumable(_Derived, DataLoader):
+    "torch's loader; an error in a worker becomes one sentence."
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except DataError as e:  # from a worker, with its traceback as text
+            raise DataError(str(e).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+        except RuntimeError as e:
+            if "DataLoader worker" not in str(e): raise
+            raise DataError(
+                f"a worker ended ({' '.join(str(e).split())}); most often there was not"
+                " enough memory: lower `data.num_workers`, `data.cache_gb` or `data.batch_size`."
+            ) from e
+
+# %% ../../nbs/data_modules/23_loaders.ipynb #ea86f1c1
+@patch
+def _workers(self: Im2ImDataModule, world: int) -> int:
+    "Number of workers: as asked for; else none on a CPU, or where they start slowly."
+    if self.num_workers is not None: return self.num_workers
+    slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
+    if not torch.cuda.is_available() or slow_start: return 0
+    return min(8, (os.cpu_count() or 1) // (2 * world))
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #96cde8dd
 @patch
@@ -62,6 +86,28 @@ def train_dataloader(self: Im2ImDataModule) -> "DataLoader | PartialLoader":
     except (ValueError, TypeError) as e:
         raise ConfigError(f"`data.loader` {options} with {workers} workers: {e}") from None
 
+# %% ../../nbs/data_modules/23_loaders.ipynb #f966b943
+class _EvenShares(Dataset):
+    "As many items for each process; the first come again where there are too few, not counted."
+    def __init__(self, data: Dataset, world: int):
+        self.data, self.n = data, math.ceil(len(data) / world) * world
+
+    def __len__(self): return self.n
+
+    def __getitem__(self, i: int) -> dict:
+        return self.data[i % len(self.data)] | {"counts": i < len(self.data)}
+
+# %% ../../nbs/data_modules/23_loaders.ipynb #1d4ea60f
+def _shared_out(
+    data: Dataset, batch_size: int, trainer: Optional[pl.Trainer], rank: Optional[int] = None
+) -> DataLoader:
+    "A loader of the items of this process."
+    if trainer is None or trainer.world_size == 1: return DataLoader(data, batch_size=batch_size)
+    data = _EvenShares(data, trainer.world_size)
+    rank = trainer.global_rank if rank is None else rank
+    share = DistributedSampler(data, trainer.world_size, rank, shuffle=False)
+    return DataLoader(data, batch_size=batch_size, sampler=share)
+
 # %% ../../nbs/data_modules/23_loaders.ipynb #489a5591
 @patch
 def val_dataloader(self: Im2ImDataModule) -> DataLoader:
@@ -79,41 +125,10 @@ def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> Dat
     "Whole images, or crops, one by one; each process has its share."
     return _shared_out(ImageDataset(items, load, self.preprocessing.labels), 1, self.trainer)
 
-# %% ../../nbs/data_modules/23_loaders.ipynb #ea86f1c1
-@patch
-def _workers(self: Im2ImDataModule, world: int) -> int:
-    "Loading processes: as asked for; else none for the CPU, or where they start slowly."
-    if self.num_workers is not None: return self.num_workers
-    slow_start = multiprocessing.get_start_method() != "fork" or "ipykernel" in sys.modules
-    if not torch.cuda.is_available() or slow_start: return 0
-    return min(8, (os.cpu_count() or 1) // (2 * world))
-
-# %% ../../nbs/data_modules/23_loaders.ipynb #f966b943
-class _EvenShares(Dataset):
-    "As many items for each process; the first come again where there are too few, not counted."
-    def __init__(self, data: Dataset, world: int):
-        self.data, self.n = data, math.ceil(len(data) / world) * world
-
-    def __len__(self): return self.n
-
-    def __getitem__(self, i: int) -> dict:
-        return self.data[i % len(self.data)] | {"counts": i < len(self.data)}
-
-
-def _shared_out(
-    data: Dataset, batch_size: int, trainer: Optional[pl.Trainer], rank: Optional[int] = None
-) -> DataLoader:
-    "A loader of the items of this process."
-    if trainer is None or trainer.world_size == 1: return DataLoader(data, batch_size=batch_size)
-    data = _EvenShares(data, trainer.world_size)
-    rank = trainer.global_rank if rank is None else rank
-    share = DistributedSampler(data, trainer.world_size, rank, shuffle=False)
-    return DataLoader(data, batch_size=batch_size, sampler=share)
-
 # %% ../../nbs/data_modules/23_loaders.ipynb #b2180cc5
 @patch
 def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoader:
-    "A loader that holds this process's share of the portion; it is made once and goes on."
+    "A loader with this process's share of the images in memory; it is made once and goes on."
     if getattr(self, "_rolling", None):
         self._rolling.batch_size = self.batch_size
         return self._rolling
@@ -136,38 +151,23 @@ def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoad
     )
     return self._rolling
 
-
+# %% ../../nbs/data_modules/23_loaders.ipynb #937489fb
 @patch
 def teardown(self: Im2ImDataModule,
     stage: Optional[str] = None,  # Of Lightning's signature
 ):
-    "Let the portion go; a later epoch loads it again."
+    "Let the images go; a later epoch loads them again."
     for window in self._rolling.windows if getattr(self, "_rolling", None) else (): window.close()
 
 
 @patch
 def _held(self: Im2ImDataModule, item: dict) -> dict:
-    "A sample in memory: what is mapped from the cache on disk is copied."
+    "A sample in memory; arrays that are mapped from the cache on disk are copied."
     sample = self.store(item)
     if self.store.disk is None: return sample
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sample.items()}
 
 # %% ../../nbs/data_modules/23_loaders.ipynb #ac749be4
-class _Resumable(_Derived, DataLoader):
-    "torch's loader; an error in a worker becomes one sentence."
-    def __iter__(self):
-        try:
-            yield from super().__iter__()
-        except DataError as e:  # from a worker, with its traceback as text
-            raise DataError(str(e).strip().splitlines()[-1].split("DataError: ")[-1]) from None
-        except RuntimeError as e:
-            if "DataLoader worker" not in str(e): raise
-            raise DataError(
-                f"a worker ended ({' '.join(str(e).split())}); most often there was not"
-                " enough memory: lower `data.num_workers`, `data.cache_gb` or `data.batch_size`."
-            ) from e
-
-
 @patch
 def first_patch(self: Im2ImDataModule,
     seed: int,  # What decides every random choice
@@ -176,7 +176,7 @@ def first_patch(self: Im2ImDataModule,
     firsts = [self.store(d[0]) for d in split_domains(self.train_items) if d]
     return self.transform(firsts[0] if len(firsts) == 1 else join_domains(*firsts), seed)
 
-
+# %% ../../nbs/data_modules/23_loaders.ipynb #eac2f4ba
 @patch
 def show_batch(self: Im2ImDataModule,
     n: int = 4,  # Images at most

@@ -27,7 +27,7 @@ def _tiles(x: np.ndarray) -> np.ndarray:
     windows = sliding_window_view(x, size)[tuple(slice(None, None, s) for s in steps)]
     return windows.reshape(-1, *size)
 
-
+# %% ../../nbs/data_modules/26_noise.ipynb #81e875a2
 def _flatten(tiles: np.ndarray) -> np.ndarray:
     "Each tile less the plane that fits it best."
     axes = tuple(range(1, tiles.ndim))
@@ -41,7 +41,7 @@ def _flatten(tiles: np.ndarray) -> np.ndarray:
         out = out - ramp * ((out * ramp).sum(axes, keepdims=True) / squares)
     return out
 
-
+# %% ../../nbs/data_modules/26_noise.ipynb #b1fde649
 def _flattest(tiles: np.ndarray, clipped: np.ndarray) -> np.ndarray:
     "A tenth of the tiles, those of least variance among those of about the same brightness."
     axes = tuple(range(1, tiles.ndim))
@@ -78,9 +78,9 @@ def _signal(rho: np.ndarray, share: float, power: float) -> np.ndarray:
     return np.where(lags < 3, near, np.minimum(rho, share))
 
 
-def _of_noise(rho: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
-    "Correlation of the noise along each axis, and its share of the variance."
-    plane, shares = {a: r for a, r in rho.items() if a != "Z" and len(r) > 4}, [0.0, 0.0]
+def _shares_of_signal(plane: dict[str, np.ndarray]) -> list[float]:
+    "Share of the variance that is signal, from correlations along Y and X: at most, at least."
+    shares = [0.0, 0.0]
     for axis, r in plane.items():
         third, fall = max(r[3], 0.0), max(r[3], 0.0) - max(r[4], 0.0)
         steep = third * np.clip(third / max(third - fall, 1e-3), 1, 1.5) ** 3
@@ -88,7 +88,13 @@ def _of_noise(rho: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]
         # what optics have blurred is seen at one pixel along the other axis as well
         seen = min((2 * max(o[1], 0) + 0.05 for a, o in plane.items() if a != axis), default=1.0)
         shares = [max(q, min(1.0, e, seen)) for q, e in zip(shares, (steep, straight))]
-    out = {}
+    return shares
+
+# %% ../../nbs/data_modules/26_noise.ipynb #7d3ac843
+def _of_noise(rho: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+    "Correlation of the noise along each axis, and its share of the variance."
+    plane, out = {a: r for a, r in rho.items() if a != "Z" and len(r) > 4}, {}
+    shares = _shares_of_signal(plane)
     for axis, r in rho.items():
         a, b = (
             (r - _signal(r, q, p)) / (1 - q) if q <= 1 - _LEAST_NOISE else np.zeros_like(r)
@@ -126,7 +132,7 @@ def _alternating(rho: dict[str, np.ndarray]) -> list[str]:
     comb = lambda r, h: r[h] - (r[h - 1] + r[h + 1]) / 2
     return [a for a, r in rho.items() if len(r) > 5 and min(comb(r, 2), comb(r, 4)) > 0.03]
 
-
+# %% ../../nbs/data_modules/26_noise.ipynb #442e5183
 def _blocks(x: np.ndarray) -> bool:
     "Whether steps between blocks of 8 pixels stand out along Y and X, as JPEG leaves them."
     if min(x.shape[-2:]) < 64: return False
@@ -166,19 +172,22 @@ class Noise:
     clipped: Optional[tuple[float, float]] = None
     saturated: Optional[tuple[float, float]] = None  # The same of the highest value
 
-    @property
-    def reach(self) -> dict[str, int]:
-        "Axes along which noise is correlated -> over how many pixels; 0 = over whole lines."
-        out = {}
-        for axis, r in self.correlation.items():
-            if self.relative < _FAINT or max(map(abs, r[:4]), default=0) < _CORRELATED: continue
-            far = max(h for h, v in enumerate(r, 1) if abs(v) > 0.8 * _CORRELATED)
-            out[axis] = 0 if far >= _LAGS else far
-        return out | {a: 0 for a in self.lines}
+# %% ../../nbs/data_modules/26_noise.ipynb #e074dedd
+@patch(as_prop=True)
+def reach(self: Noise) -> dict[str, int]:
+    "Axes along which noise is correlated -> over how many pixels; 0 = over whole lines."
+    out = {}
+    for axis, r in self.correlation.items():
+        if self.relative < _FAINT or max(map(abs, r[:4]), default=0) < _CORRELATED: continue
+        far = max(h for h, v in enumerate(r, 1) if abs(v) > 0.8 * _CORRELATED)
+        out[axis] = 0 if far >= _LAGS else far
+    return out | {a: 0 for a in self.lines}
 
-    def to_dict(self) -> dict:
-        "In plain types, as models take it."
-        return asdict(self) | {"reach": self.reach}
+
+@patch
+def to_dict(self: Noise) -> dict:
+    "In plain types, as models take it."
+    return asdict(self) | {"reach": self.reach}
 
 
 _FAINT = 0.015  # Part of the range below which noise is no trouble
@@ -237,7 +246,7 @@ def _measure(
         if offsets: out.lines[axis] = round(offsets, 4)
     return out
 
-
+# %% ../../nbs/data_modules/26_noise.ipynb #043c7f1d
 def _correlate(out: Noise, flat: np.ndarray) -> float:
     "Add the correlations, along the axes that do not alternate; the noise's share of the variance."
     rho = {a: r for a, r in _correlations(flat).items() if a not in out.alternating}

@@ -20,7 +20,7 @@ from ..core import ConfigError, DataError, build, moved
 
 # %% ../../nbs/data_modules/12_normalization.ipynb #34fa20e7
 def _step(n: int, most: int, width: int = 1) -> int:
-    "Take every so-manieth of `n` values to keep at most `most`; odd, and no divisor of `width`."
+    "Step that keeps at most `most` of `n` values: odd, without a divisor in common with `width`."
     step = max(1, -(-n // most))
     if step > 1: step |= 1
     while math.gcd(step, width) > 1: step += 2
@@ -84,7 +84,7 @@ def _as_stats(self: Normalization, pairs: Sequence[tuple[float, float]]) -> dict
         "scale": [s if s > 1e-12 * abs(o) else 1.0 for o, s in pairs],
     }
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #e0a12c9e
 @patch
 def __call__(self: Normalization,
     x: np.ndarray,  # Image `(C, [Z,] Y, X)`, any dtype
@@ -165,16 +165,16 @@ class Asinh(Percentile):
 
     def __call__(self, x, stats=None):
         "Normalize and compress, to float32."
-        y = super().__call__(x, stats)
-        y = np.arcsinh(np.float32(self.strength) * y, out=y)
-        y = np.divide(y, np.float32(math.asinh(self.strength)), out=y)
+        k, z = self.strength, super().__call__(x, stats)
+        y = np.arcsinh(np.float32(k) * z, out=z)
+        y = np.divide(y, np.float32(math.asinh(k)), out=y)
         return 2 * y - 1 if self.signed else y
 
     def inverse(self, y, stats):
         "Stretch the bright end again and undo the normalization."
-        y = np.asarray(y, np.float64)
+        k, y = self.strength, np.asarray(y, np.float64)
         if self.signed: y = (y + 1) / 2
-        z = np.sinh(y * math.asinh(self.strength)) / self.strength
+        z = np.sinh(y * math.asinh(k)) / k
         return super().inverse(z, stats)
 
 # %% ../../nbs/data_modules/12_normalization.ipynb #5b7a0c12
@@ -228,7 +228,7 @@ def _moments(x: np.ndarray) -> np.ndarray:
         squares += float(np.square(d, dtype=np.float64).sum())
     return np.array([x.size, mean, math.sqrt(squares / x.size)])
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #8ad2297d
 class Standard(Normalization):
     "Mean 0 and standard deviation 1."
     def measure(self, x):
@@ -290,9 +290,9 @@ def summary(self: Standard, x, most):
 @patch
 def combine(self: Standard, summaries):
     "Mean and standard deviation of all values together."
-    n, mean, std = np.stack(summaries).T
-    mu = (n * mean).sum() / n.sum()
-    return mu, math.sqrt((n * (std**2 + (mean - mu)**2)).sum() / n.sum())
+    n, mu_i, sigma_i = np.stack(summaries).T
+    mu = (n * mu_i).sum() / n.sum()
+    return mu, math.sqrt((n * (sigma_i**2 + (mu_i - mu)**2)).sum() / n.sum())
 
 # %% ../../nbs/data_modules/12_normalization.ipynb #a93be32f
 def pool(
@@ -308,7 +308,7 @@ def pool(
                 f"images that are measured together need the same channels; one has {len(found)},"
                 f" those before it {len(held[0])}."
             )
-        # every so-manieth value, of all images alike: each counts by its size
+        # the same step in all images, so that each counts by its size
         largest = max(g.size for g in found)
         while largest > step * _MOST_VALUES: held, step = _thinner(held), 3 * step
         held.append([norm.summary(g, -(-g.size // step)) for g in found])
@@ -345,7 +345,7 @@ class Macenko(Normalization):
         self.white, self.alpha, self.beta = white, alpha, beta
 
     def region(self, x):
-        "All of an RGB image; `DataError` where it is none, or brighter than `white`."
+        "The whole RGB image; `DataError` for another kind, or one brighter than `white`."
         if len(x) != 3:
             raise DataError(
                 f"Macenko needs an RGB image with 3 channels; got {len(x)}. Choose three channels,"
@@ -382,7 +382,7 @@ def summary(self: Macenko, x, most):
     pixels = pixels.astype(np.float32) * np.float32(255 / self.white)
     return pixels[(_absorbance(pixels) > self.beta).all(axis=1)]
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #e8982f8d
 @patch
 def combine(self: Macenko, summaries):
     "Colors of the two stains, and the strongest concentration of each."
@@ -409,13 +409,13 @@ def measure(self: Macenko, x):
 @patch
 def _as_stats(self: Macenko, pairs): return pairs[0]
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #ce263c31
 @patch
 def _exchange(self: Macenko, x: np.ndarray, stats: dict, back: bool) -> np.ndarray:
     "Exchange stains in gray values 0 ... 255; brighter than white becomes white."
-    source, target = _frame(np.array(stats["stains"]).T), _frame(_REFERENCE.target_he)
+    S, R = _frame(np.array(stats["stains"]).T), _frame(_REFERENCE.target_he)
     amounts = np.diag([*(_REFERENCE.max_cref / stats["most"]), 1.0])
-    matrix = target @ amounts @ np.linalg.inv(source)
+    matrix = R @ amounts @ np.linalg.inv(S)
     matrix = (np.linalg.inv(matrix) if back else matrix).astype(np.float32)
     y = matrix @ _absorbance(x.reshape(3, -1))
     y = np.float32(_REFERENCE.tli) * np.exp(-y, out=y) - np.float32(1)
@@ -448,7 +448,7 @@ class LikeSource(Normalization):
             " of paired data."
         )
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #a1c65a87
 class Mask(Normalization):
     "For a source that holds labels: 1 inside objects, 0 outside, 0.5 along outlines."
     def __init__(self,
@@ -481,7 +481,7 @@ def as_normalization(
         f"`{key}` must be a normalization, Percentile() or {{_target_: Percentile}}; got {norm!r}."
     )
 
-
+# %% ../../nbs/data_modules/12_normalization.ipynb #b41612dc
 def normalization_spec(
     # An object whose arguments are kept as attributes of the same name
     norm: Optional[Normalization],

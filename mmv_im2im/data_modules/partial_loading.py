@@ -12,6 +12,7 @@ from typing import Callable, Iterator, Optional, Sequence
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
@@ -44,21 +45,25 @@ class Rolling:
         size = min(self.held + ahead, self.n)
         return self.order[(tick + np.arange(size)) % self.n].tolist()
 
-    def tick(self,
-        tick: int,  # From 0
-    ) -> np.ndarray:  # `visits` numbers of images
-        "The image of every visit of a tick, in a random order."
-        newest_first = self.window(tick)[::-1]
-        draw = np.random.default_rng(derive_seed(self.seed, "tick", self.rank, tick))
-        return draw.permutation(np.repeat(newest_first, self._times))
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #8cd7c629
+@patch
+def tick(self: Rolling,
+    tick: int,  # From 0
+) -> np.ndarray:  # `visits` numbers of images
+    "The image of every visit of a tick, in a random order."
+    newest_first = self.window(tick)[::-1]
+    draw = np.random.default_rng(derive_seed(self.seed, "tick", self.rank, tick))
+    return draw.permutation(np.repeat(newest_first, self._times))
 
-    def __getitem__(self,
-        visit: int,  # From 0, over all epochs
-    ) -> int:
-        "The image of a visit."
-        tick, i = divmod(visit, self.visits)
-        if getattr(self, "_last", (None,))[0] != tick: self._last = tick, self.tick(tick)
-        return int(self._last[1][i])
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #562fc39b
+@patch
+def __getitem__(self: Rolling,
+    visit: int,  # From 0, over all epochs
+) -> int:
+    "The image of a visit."
+    tick, i = divmod(visit, self.visits)
+    if getattr(self, "_last", (None,))[0] != tick: self._last = tick, self.tick(tick)
+    return int(self._last[1][i])
 
 # %% ../../nbs/data_modules/19_partial_loading.ipynb #bfb77180
 class Window:
@@ -72,21 +77,6 @@ class Window:
         self.jobs: dict[int, Future] = {}
         self.pool: Optional[ThreadPoolExecutor] = None
 
-    def move(self,
-        tick: int,  # Where the plan stands
-    ):
-        "Drop the images that have left, and begin to load those that come."
-        wanted = self.plan.window(tick, self.ahead)
-        for i in set(self.jobs) - set(wanted): self.jobs.pop(i).cancel()
-        fresh = [i for i in wanted if i not in self.jobs]
-        if not fresh: return
-        if self.pool is None: self.pool = ThreadPoolExecutor(1, "partial_loading")
-        first = not self.jobs
-        for i in fresh: self.jobs[i] = self.pool.submit(self.load, i)
-        if not first: return
-        bar = tqdm(fresh, desc="loading a portion", unit="image", disable=len(fresh) < 20)
-        for i in bar: self.jobs[i].result()
-
     def __getitem__(self,
         i: int,  # Number of an image that the plan holds
     ) -> dict:
@@ -98,6 +88,23 @@ class Window:
         if self.pool: self.pool.shutdown(cancel_futures=True)
         self.pool = None
         self.jobs.clear()
+
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #189a8571
+@patch
+def move(self: Window,
+    tick: int,  # Where the plan stands
+):
+    "Drop the images that have left, and begin to load those that come."
+    wanted = self.plan.window(tick, self.ahead)
+    for i in set(self.jobs) - set(wanted): self.jobs.pop(i).cancel()
+    fresh = [i for i in wanted if i not in self.jobs]
+    if not fresh: return
+    if self.pool is None: self.pool = ThreadPoolExecutor(1, "partial_loading")
+    first = not self.jobs
+    for i in fresh: self.jobs[i] = self.pool.submit(self.load, i)
+    if not first: return
+    bar = tqdm(fresh, desc="loading a portion", unit="image", disable=len(fresh) < 20)
+    for i in bar: self.jobs[i].result()
 
 # %% ../../nbs/data_modules/19_partial_loading.ipynb #71f59c82
 class _Derived:
@@ -128,26 +135,6 @@ class PartialLoader(_Derived):
 
     def __len__(self): return math.ceil(self.per_epoch / self.batch_size)
 
-    def __iter__(self) -> Iterator[dict]:
-        epoch, used = self.position()
-        with ThreadPoolExecutor(1, "batches") as thread:
-            coming = None
-            for b in range(used, len(self)):
-                coming = coming or thread.submit(self.batch, epoch, b)
-                batch, coming = coming.result(), None
-                if b + 1 < len(self): coming = thread.submit(self.batch, epoch, b + 1)
-                yield batch
-
-    def batch(self,
-        epoch: int,  # From 0
-        b: int,  # Number of the batch within the epoch
-    ) -> dict:
-        "A batch; the windows move on to where it takes its images from."
-        begin, end = b * self.batch_size, min((b + 1) * self.batch_size, self.per_epoch)
-        out = default_collate([self.patch(epoch * self.per_epoch + i) for i in range(begin, end)])
-        if not self.pin: return out
-        return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in out.items()}
-
     def patch(self,
         visit: int,  # Number of the patch over all epochs, in this process
     ) -> dict:
@@ -160,3 +147,27 @@ class PartialLoader(_Derived):
         plan = self.windows[0].plan
         seed = derive_seed(self.seed, "visit", plan.rank, visit)
         return self.transform(sample, seed, visit % plan.visits)
+
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #ad03eb0e
+@patch
+def batch(self: PartialLoader,
+    epoch: int,  # From 0
+    b: int,  # Number of the batch within the epoch
+) -> dict:
+    "A batch; the windows move on to where it takes its images from."
+    begin, end = b * self.batch_size, min((b + 1) * self.batch_size, self.per_epoch)
+    out = default_collate([self.patch(epoch * self.per_epoch + i) for i in range(begin, end)])
+    if not self.pin: return out
+    return {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in out.items()}
+
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #c9b2a808
+@patch
+def __iter__(self: PartialLoader) -> Iterator[dict]:
+    epoch, used = self.position()
+    with ThreadPoolExecutor(1, "batches") as thread:
+        coming = None
+        for b in range(used, len(self)):
+            coming = coming or thread.submit(self.batch, epoch, b)
+            batch, coming = coming.result(), None
+            if b + 1 < len(self): coming = thread.submit(self.batch, epoch, b + 1)
+            yield batch

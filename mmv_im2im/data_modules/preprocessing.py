@@ -70,19 +70,21 @@ class Preprocessing:
         self.dtypes: dict[str, Counter] = {}  # dtypes of the files of each key, counted
         self._check_target_norm()
 
-    def _check_target_norm(self):
-        "`ConfigError` where predictions would have no way back to the target's units."
-        if isinstance(self.target_norm, Mask):
-            raise ConfigError(
-                "`data.target_norm` cannot be Mask, which makes pictures of source labels; for"
-                " masks as targets set `data.target_kind: label`."
-            )
-        unmeasured = self.source_norm is None or isinstance(self.source_norm, Mask)
-        if isinstance(self.target_norm, LikeSource) and unmeasured:
-            raise ConfigError(
-                "`data.target_norm: LikeSource` needs a `data.source_norm` that measures"
-                " intensities, such as {_target_: Percentile}; set one."
-            )
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #1f8fcd02
+@patch
+def _check_target_norm(self: Preprocessing):
+    "`ConfigError` where predictions would have no way back to the target's units."
+    if isinstance(self.target_norm, Mask):
+        raise ConfigError(
+            "`data.target_norm` cannot be Mask, which makes pictures of source labels; for"
+            " masks as targets set `data.target_kind: label`."
+        )
+    unmeasured = self.source_norm is None or isinstance(self.source_norm, Mask)
+    if isinstance(self.target_norm, LikeSource) and unmeasured:
+        raise ConfigError(
+            "`data.target_norm: LikeSource` needs a `data.source_norm` that measures"
+            " intensities, such as {_target_: Percentile}; set one."
+        )
 
 # %% ../../nbs/data_modules/15_preprocessing.ipynb #12716731
 @patch
@@ -128,42 +130,51 @@ def _as_spatial(
             f" choose one plane with `data.planes: [{z // 2}]`, train in 3D with a patch [Z, Y, X],"
             " or, if the axis is channels, set its axes to 'CYX'."
         )
-    if dims == 3 and z == 1 and key != "IM":
-        raise DataError(
-            f"{_WHAT[key]} '{path}' is a single plane, but the model is 3D and needs one for each"
-            " plane of the source; draw it in 3D, or train in 2D, with a patch [Y, X], on the plane"
-            " that it belongs to (`data.planes: [7]`) or on projected sources."
-        )
-    if dims == 3 and z == 1:
-        raise DataError(
+    if dims == 3 and z == 1: raise DataError(_single_plane(path, key))
+    return (c, y, x) if dims == 2 else (c, z, y, x)
+
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #a3e645a6
+def _single_plane(path: Path, key: str) -> str:
+    "The sentence for a single plane where the model is 3D."
+    if key == "IM":
+        return (
             f"'{path}' is a single plane, but the model is 3D (`data.patch` has 3 sizes); use a"
             " patch [Y, X], or remove the file."
         )
-    return (c, y, x) if dims == 2 else (c, z, y, x)
+    return (
+        f"{_WHAT[key]} '{path}' is a single plane, but the model is 3D and needs one for each"
+        " plane of the source; draw it in 3D, or train in 2D, with a patch [Y, X], on the plane"
+        " that it belongs to (`data.planes: [7]`) or on projected sources."
+    )
 
 # %% ../../nbs/data_modules/15_preprocessing.ipynb #f312f7b9
 @patch
 def _file_shape(
     self: Preprocessing, key: str, path: Path, time: Optional[int]
 ) -> tuple[tuple, Any]:
-    "Shape `(C, [Z,] Y, X)` in the file of what is asked for, and what else its header says."
+    "Shape `(C, [Z,] Y, X)` in the file of the chosen channels and planes, and its whole header."
     info = image_info(path, axes=self.axes[key], **self._place(key, path))
     t, c, z, y, x = info.shape
     if key == "GT" and self.labels: self._check_gray(path, info)
     planes = self._planes(key, z)
-    for what, chosen, n in (("channels", self.channels[key], c), ("planes", planes, z)):
-        if chosen is not None and max(chosen) >= n:
-            option = {"IM": "source_channels", "GT": "target_channels"}.get(key, "planes")
-            raise DataError(
-                f"'{path}' has {n} {what}, counted from 0, but {what} {list(chosen)} are asked"
-                f" for; correct `data.{option if what == 'channels' else 'planes'}`."
-            )
+    option = {"IM": "source_channels", "GT": "target_channels"}.get(key, "planes")
+    _check_there(path, "channels", self.channels[key], c, option)
+    _check_there(path, "planes", planes, z, "planes")
     c = len(self.channels[key]) if self.channels[key] is not None else c
     z = len(planes) if planes is not None else z
     shape = t if time is None else 1, c, z, y, x
     return _as_spatial(shape, path, self.spatial_dims, key), info
 
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #074a029a
+def _check_there(path: Path, what: str, chosen: Optional[Sequence[int]], n: int, option: str):
+    "`DataError` unless the file has all channels, or planes, that are chosen."
+    if chosen is None or max(chosen) < n: return
+    raise DataError(
+        f"'{path}' has {n} {what}, counted from 0, but {what} {list(chosen)} are asked"
+        f" for; correct `data.{option}`."
+    )
 
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #8fbd6a72
 @patch
 def _place(self: Preprocessing, key: str, path: Path) -> dict[str, int]:
     "Scene and level to read; a target or cost map that has one only belongs to the one chosen."
@@ -174,7 +185,7 @@ def _place(self: Preprocessing, key: str, path: Path) -> dict[str, int]:
     if about.n_scenes == about.n_levels == 1: place["level"] = 0
     return place
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #ea6c261e
 @patch
 def _planes(self: Preprocessing, key: str, n: int) -> Optional[Sequence[int]]:
     "The planes to read; a target or cost map of one plane belongs to the one plane chosen."
@@ -193,7 +204,7 @@ def header(self: Preprocessing,
     if zoom: size = [max(1, round(n * z)) for n, z in zip(size, zoom)]
     return (c, *(-(-n // self.pad_multiple) * self.pad_multiple for n in size)), info
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #2246a666
 @patch
 def shape(self: Preprocessing,
     key: str,  # What the file is: 'IM', 'GT' or 'CM'
@@ -266,7 +277,7 @@ def read(self: Preprocessing,
     nearest = key == "CM" or (key == "GT" and self.labels)
     return resample(x, zoom, labels=nearest)
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #1152181a
 @patch
 def prepare(self: Preprocessing,
     key: str,  # What the array is: 'IM', 'GT' or 'CM'
@@ -283,7 +294,7 @@ def prepare(self: Preprocessing,
         x = self.normalize(key, x, source)
     if self.pad_multiple == 1: return x
     padded, inside = pad_to_multiple(torch.from_numpy(x)[None], self.pad_multiple)
-    if key == "CM":  # what is mirrored does not count
+    if key == "CM":  # the mirrored border does not count
         weights = torch.zeros_like(padded)
         weights[(..., *inside)] = padded[(..., *inside)]
         padded = weights
@@ -300,7 +311,7 @@ def units(self: Preprocessing,
     norm = self.source_norm
     return norm, self.source_stats if norm.over == "dataset" else norm.stats(source)
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #e8890878
 @patch
 def normalize(self: Preprocessing,
     key: str,  # 'IM' or 'GT'
@@ -352,7 +363,7 @@ def load(self: Preprocessing,
         out |= {k: out[k][part].contiguous() for k in keys}
     return out
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #6810426d
 def _differ(key: str, path: Path, shape: Sequence[int], source: Path, first: Sequence[int]) -> str:
     "The sentence for two images of a sample that differ in size."
     said = f"{_WHAT[key]} '{path}' is {_size(shape)} but its source '{source}' is {_size(first)}; "
@@ -364,7 +375,7 @@ def _differ(key: str, path: Path, shape: Sequence[int], source: Path, first: Seq
         return said + "resize one of them, pixels of both must show the same place."
     return said + "both must show the same field at the same size."
 
-
+# %% ../../nbs/data_modules/15_preprocessing.ipynb #0cee2812
 def _size(shape: Sequence[int]) -> str: return " x ".join(map(str, shape[1:])) + " pixels"
 
 # %% ../../nbs/data_modules/15_preprocessing.ipynb #49731ed8

@@ -38,7 +38,7 @@ def crop_sizes(
 @dataclass(frozen=True)
 class ValidationPlan:
     "Which part of each held-out image is validated, and how often."
-    items: list  # A sample for each image; with a `crop` where it is larger than what is looked at
+    items: list  # A sample for each image, with a `crop` where only a part is looked at
     every: int  # Epochs from one validation to the next
     whole: bool  # Whether nothing is cut
 
@@ -50,7 +50,7 @@ class ValidationPlan:
         often = [f"every {self.every} epochs"] if self.every > 1 else []
         return f" ({', '.join(cut + often)})" if cut or often else ""
 
-
+# %% ../../nbs/data_modules/22_validation.ipynb #31eb90e6
 @patch
 def _plan(self: Im2ImDataModule, budget: float) -> ValidationPlan:
     "One crop of each held-out image, within a budget of pixels for each domain."
@@ -79,7 +79,7 @@ def plan_validation(self: Im2ImDataModule,
     self.val_items = self.validation.items
     return self.validation
 
-
+# %% ../../nbs/data_modules/22_validation.ipynb #203b07b0
 @patch(as_prop=True)
 def summary(self: Im2ImDataModule) -> str:
     "What was found, how it is split, what is validated, and how many patches an epoch has."
