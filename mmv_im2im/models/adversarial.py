@@ -21,6 +21,37 @@ from .base import Im2ImModule
 from .manual import ManualModule
 from .tiled import _evaluating
 
+# %% ../../nbs/models/11_adversarial.ipynb #e4667049
+_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _local_mean(x: torch.Tensor) -> torch.Tensor:
+    "Mean over 3 pixels along each axis; at borders over those that exist."
+    return _POOL[x.ndim - 2](x, 3, stride=1, padding=1, count_include_pad=False)
+
+# %% ../../nbs/models/11_adversarial.ipynb #2e51d7d6
+def _norm(dims: int, norm: Any, channels: int) -> nn.Module:
+    "A layer of MONAI's; instance norm with an `eps` that a constant patch cannot blow up."
+    from monai.networks.layers.utils import get_norm_layer
+    if norm == "instance": norm = ("instance", {"eps": 1e-2, "affine": True})
+    return get_norm_layer(norm, dims, channels)
+
+# %% ../../nbs/models/11_adversarial.ipynb #3685cd58
+def _judge(
+    dims: int, seen: int, width: int, layers: int, norm: Any, spectral: bool
+) -> nn.ModuleList:
+    "The layers of one scale: steps down, one more at the same size, scores."
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    wrap = spectral_norm if spectral else lambda layer: layer
+    widths = [seen, *[width * min(2**i, 8) for i in range(layers + 1)]]
+    out = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+        shape = {"kernel_size": 4, "stride": 2} if i < layers else {"kernel_size": 3}
+        parts = [wrap(conv(a, b, padding=1, **shape))]
+        if norm and i > 0: parts.append(_norm(dims, norm, b))
+        out.append(nn.Sequential(*parts, nn.LeakyReLU(0.2)))
+    return nn.ModuleList([*out, wrap(conv(widths[-1], 1, kernel_size=3, padding=1))])
+
 # %% ../../nbs/models/11_adversarial.ipynb #72197eb7
 class PatchGAN(nn.Module):
     "Discriminator: `(B, C, [Z,] Y, X)` to features, scores last, for each of several scales."
@@ -34,9 +65,9 @@ class PatchGAN(nn.Module):
         scales: int = 1,  # Networks, each at half the size of the one before
         norm: str | Sequence | None = "instance",  # Any of MONAI's; None = none
         spectral: bool = False,  # Spectral normalization of every layer
-        high_pass: float = 0.0,  # Show, times this factor, each channel less its local mean, too
-        # First channels without `high_pass`: the source, whose noise would drown everything else.
-        # Left out in a config, the framework knows
+        high_pass: float = 0.0,  # Also show each channel without its local mean, times this
+        # First channels without `high_pass`: the source, whose noise would hide everything else.
+        # It may be left out in a config, where the framework knows it
         beside: int = 0,
     ):
         super().__init__()
@@ -74,37 +105,6 @@ class PatchGAN(nn.Module):
             x = _POOL[self.dims](x, 3, stride=2, padding=1, count_include_pad=False)
         return out
 
-
-_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _local_mean(x: torch.Tensor) -> torch.Tensor:
-    "Mean over 3 pixels along each axis; at borders over those that exist."
-    return _POOL[x.ndim - 2](x, 3, stride=1, padding=1, count_include_pad=False)
-
-# %% ../../nbs/models/11_adversarial.ipynb #3685cd58
-def _judge(
-    dims: int, seen: int, width: int, layers: int, norm: Any, spectral: bool
-) -> nn.ModuleList:
-    "The layers of one scale: steps down, one more at the same size, scores."
-    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
-    wrap = spectral_norm if spectral else lambda layer: layer
-    widths = [seen, *[width * min(2**i, 8) for i in range(layers + 1)]]
-    out = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
-        shape = {"kernel_size": 4, "stride": 2} if i < layers else {"kernel_size": 3}
-        parts = [wrap(conv(a, b, padding=1, **shape))]
-        if norm and i > 0: parts.append(_norm(dims, norm, b))
-        out.append(nn.Sequential(*parts, nn.LeakyReLU(0.2)))
-    return nn.ModuleList([*out, wrap(conv(widths[-1], 1, kernel_size=3, padding=1))])
-
-
-def _norm(dims: int, norm: Any, channels: int) -> nn.Module:
-    "A layer of MONAI's; instance norm with an `eps` that a constant patch cannot blow up."
-    from monai.networks.layers.utils import get_norm_layer
-    if norm == "instance": norm = ("instance", {"eps": 1e-2, "affine": True})
-    return get_norm_layer(norm, dims, channels)
-
 # %% ../../nbs/models/11_adversarial.ipynb #2242a516
 def as_scales(
     output: Any,  # What a discriminator gave
@@ -122,7 +122,7 @@ def as_scales(
         f" for each scale; got {type(output).__name__}. Take PatchGAN, or one of MONAI's."
     )
 
-
+# %% ../../nbs/models/11_adversarial.ipynb #18786993
 def scores_of(
     scales: list[list[torch.Tensor]],  # From `as_scales`
 ) -> list[torch.Tensor]:
@@ -146,7 +146,7 @@ _FOOL = _REAL | {"hinge": lambda s: -s.mean()}
 _HALVED = {"vanilla": 0.5, "least_squares": 0.5, "hinge": 0.5, "wgan_gp": 1.0}
 _BETWEEN = {"vanilla": 0.0, "least_squares": 0.5, "hinge": 0.0}  # Scores above count as 'real'
 
-
+# %% ../../nbs/models/11_adversarial.ipynb #361aa324
 def _over_scales(fn: Callable, scores: Sequence[torch.Tensor]) -> torch.Tensor:
     "Mean over scales, in full precision."
     return sum(fn(s.float()) for s in scores) / len(scores)
@@ -184,13 +184,13 @@ def accuracy(self: AdversarialLoss,
     real: Sequence[torch.Tensor],  # Scores of targets, for each scale
     fake: Sequence[torch.Tensor],  # Scores of predictions
 ) -> torch.Tensor:  # 0...1; 0.5 = it guesses
-    "Part of the scores by which the discriminator is right."
+    "Share of the scores that are on the right side."
     real, fake = (torch.cat([s.float().flatten() for s in x]) for x in (real, fake))
     # a critic has no threshold of its own: the middle of its two means
     middle = (real.mean() + fake.mean()) / 2 if self.kind == "wgan_gp" else _BETWEEN[self.kind]
     return ((real > middle).float().mean() + (fake <= middle).float().mean()) / 2
 
-
+# %% ../../nbs/models/11_adversarial.ipynb #e05ad4ef
 def gradient_penalty(
     judge: Callable,  # Image to scores, for each scale
     real: torch.Tensor,  # Targets `(B, C, [Z,] Y, X)`
@@ -266,16 +266,7 @@ def check_game(
             what = "a whole number" if name in _WHOLE else "a number"
             raise ConfigError(f"`model.{name}` must be {what} of at least {least}; got {value!r}.")
 
-# %% ../../nbs/models/11_adversarial.ipynb #c660fdd0
-_log = logging.getLogger("mmv_im2im")
-_WON = 0.95  # Accuracy of a discriminator that has won
-_GUESS = 0.55  # Accuracy of one that guesses
-_CHANCE = {"vanilla": math.log(2), "least_squares": 0.25, "hinge": 1.0}  # Its loss
-_SPREAD = 0.05  # Spread of predictions, relative to targets, of a generator that has collapsed
-_PATIENCE = 3  # Epochs in a row before something is said, or all of a shorter run
-_PENALTY = 10  # Weight of the gradient penalty (Gulrajani et al. 2017)
-
-
+# %% ../../nbs/models/11_adversarial.ipynb #bc39e6dc
 class AdversarialModule(ManualModule):
     "A framework of generators and discriminators."
     parts = Im2ImModule.parts | {
@@ -331,6 +322,9 @@ def judge(self: AdversarialModule,
     if source is not None: images = torch.cat([source, images.to(source.dtype)], 1)
     return as_scales(discriminator(images))
 
+# %% ../../nbs/models/11_adversarial.ipynb #f9adde76
+_PENALTY = 10  # Weight of the gradient penalty (Gulrajani et al. 2017)
+
 
 @patch
 def teach(self: AdversarialModule,
@@ -347,7 +341,7 @@ def teach(self: AdversarialModule,
         loss = loss + _PENALTY * gradient_penalty(scores, real, fake)
     return loss, self.adversarial.accuracy(a, b)
 
-
+# %% ../../nbs/models/11_adversarial.ipynb #423de736
 @torch.no_grad()
 def spread(
     fake: torch.Tensor,  # Predictions `(B, C, [Z,] Y, X)`
@@ -361,29 +355,13 @@ def spread(
     if min(f(real) for f in over) < 1e-3: return {}
     return {name: torch.stack([f(fake) / f(real) for f in over]).min()}
 
-# %% ../../nbs/models/11_adversarial.ipynb #3035dbce
-@patch
-def on_train_epoch_end(self: AdversarialModule):
-    "Log the epoch; say so when the game is over."
-    super(AdversarialModule, self).on_train_epoch_end()
-    ending = lambda end: [v for k, v in self._ended.items() if k.endswith(end)]
-    accuracy, spreads, losses = map(ending, ("accuracy", "spread", "discriminator_loss"))
-    kind = self.adversarial.kind
-    chance = 0.97 * _CHANCE.get(kind, -math.inf)
-    guesses = any(a < _GUESS and v >= chance for a, v in zip(accuracy, losses))
-    self._warn("won", max(accuracy, default=0) > _WON and kind != "wgan_gp", _HAS_WON)
-    self._warn("guesses", guesses, _GUESSES)
-    self._warn("collapsed", bool(spreads) and min(spreads) < _SPREAD, _COLLAPSED)
-
-
-@patch
-def _warn(self: AdversarialModule, name: str, due: bool, text: str):
-    "Say `text` once, when something has been so for some epochs, or for all of a shorter run."
-    self._alarms[name] = n = self._alarms.get(name, 0) + 1 if due else 0
-    last = self.current_epoch + 1 == self.trainer.max_epochs
-    if name in self._said or not (n >= _PATIENCE or (last and n > self.current_epoch)): return
-    self._said.add(name)
-    if self.global_rank == 0: _log.warning("epoch %d: %s", self.current_epoch, text)
+# %% ../../nbs/models/11_adversarial.ipynb #53efdaae
+_log = logging.getLogger("mmv_im2im")
+_WON = 0.95  # Accuracy of a discriminator that has won
+_GUESS = 0.55  # Accuracy of one that guesses
+_CHANCE = {"vanilla": math.log(2), "least_squares": 0.25, "hinge": 1.0}  # Its loss
+_SPREAD = 0.05  # Spread of predictions, relative to targets, of a generator that has collapsed
+_PATIENCE = 3  # Epochs in a row before something is said, or all of a shorter run
 
 
 _HAS_WON = (
@@ -403,6 +381,29 @@ _COLLAPSED = (
     " loss, or look whether the source images carry the information."
 )
 
+# %% ../../nbs/models/11_adversarial.ipynb #659de286
+@patch
+def _warn(self: AdversarialModule, name: str, due: bool, text: str):
+    "Say `text` once, when something has been so for some epochs, or for all of a shorter run."
+    self._alarms[name] = n = self._alarms.get(name, 0) + 1 if due else 0
+    last = self.current_epoch + 1 == self.trainer.max_epochs
+    if name in self._said or not (n >= _PATIENCE or (last and n > self.current_epoch)): return
+    self._said.add(name)
+    if self.global_rank == 0: _log.warning("epoch %d: %s", self.current_epoch, text)
+
+# %% ../../nbs/models/11_adversarial.ipynb #3035dbce
+@patch
+def on_train_epoch_end(self: AdversarialModule):
+    "Log the epoch; say so when the game is over."
+    super(AdversarialModule, self).on_train_epoch_end()
+    ending = lambda end: [v for k, v in self._ended.items() if k.endswith(end)]
+    accuracy, spreads, losses = map(ending, ("accuracy", "spread", "discriminator_loss"))
+    kind = self.adversarial.kind
+    chance = 0.97 * _CHANCE.get(kind, -math.inf)
+    guesses = any(a < _GUESS and v >= chance for a, v in zip(accuracy, losses))
+    self._warn("won", max(accuracy, default=0) > _WON and kind != "wgan_gp", _HAS_WON)
+    self._warn("guesses", guesses, _GUESSES)
+    self._warn("collapsed", bool(spreads) and min(spreads) < _SPREAD, _COLLAPSED)
 
 # %% ../../nbs/models/11_adversarial.ipynb #872cde23
 @patch
@@ -416,7 +417,7 @@ def check_trainer(self: AdversarialModule, accumulate, precision):
             " set one of them to 1."
         )
 
-
+# %% ../../nbs/models/11_adversarial.ipynb #7e4736cf
 @patch
 def try_judge(self: AdversarialModule,
     key: str,  # The discriminator's name: 'discriminator'

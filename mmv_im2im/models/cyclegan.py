@@ -80,7 +80,7 @@ def _usual(task: Task) -> tuple[str, ...]:
     if task.labels: return "swd_plain", "histogram"
     return "swd", "swd_plain", "spectrum", "histogram", "structure"
 
-
+# %% ../../nbs/models/13_cyclegan.ipynb #839a3404
 @patch
 def translate(self: CycleGAN, source):
     "Raw output of the generator from source to target."
@@ -117,7 +117,7 @@ class _Backward(Im2ImModule):
         "Raw output of the generator from target to source."
         return self.both._run(self.both.net_back, self.both.as_domain(source))
 
-
+# %% ../../nbs/models/13_cyclegan.ipynb #0ea11c43
 @patch
 def backward_module(self: CycleGAN) -> _Backward:
     "The framework that predicts sources from targets."
@@ -134,18 +134,18 @@ def as_domain(self: CycleGAN,
     return 2 * (_blurred(mask, self.soft) if self.soft else mask) - 1
 
 
-@patch
-def _soft(self: CycleGAN, raw: torch.Tensor) -> torch.Tensor:
-    "Raw output of the generator towards B as an image of domain B."
-    return torch.tanh(raw / 2) if self.task.labels else raw
-
-
 def _blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
     "Gaussian blur along all spatial axes, borders repeated."
     x, width = x.float(), torch.tensor(sigma, dtype=torch.float32)
     kernel = gaussian_1d(width, 3.0, "sampled", normalize=True).to(x)
     with torch.autocast(x.device.type, enabled=False):
         return separable_filtering(x, [kernel] * (x.ndim - 2), mode="replicate")
+
+# %% ../../nbs/models/13_cyclegan.ipynb #728e89bf
+@patch
+def _soft(self: CycleGAN, raw: torch.Tensor) -> torch.Tensor:
+    "Raw output of the generator towards B as an image of domain B."
+    return torch.tanh(raw / 2) if self.task.labels else raw
 
 # %% ../../nbs/models/13_cyclegan.ipynb #5b92b7b1
 @patch
@@ -156,58 +156,41 @@ def players(self: CycleGAN):
         "discriminator": [self.discriminator, self.discriminator_back],
     }
 
-
-@patch
-def play(self: CycleGAN, batch):
-    "The generators' turn, then the discriminators'."
-    a = batch["IM"]
-    b = self.as_domain(batch["GT"]).to(a.dtype)
-    with self.turn("generator"):
-        fake_b = self._soft(self._run(self.net, a))
-        fake_a = self._run(self.net_back, b)
-        parts = self._generator_losses(a, b, fake_a, fake_b)
-        self.learn("generator", parts["loss"])
-    fakes = [self._replay[k].exchange(x.detach()) for k, x in (("there", fake_b), ("back", fake_a))]
-    games = ("", self.discriminator, b, fakes[0]), ("back_", self.discriminator_back, a, fakes[1])
-    with self.turn("discriminator"):
-        for _ in range(self.discriminator_steps):
-            for name, judge, real, fake in games:
-                loss, accuracy = self.teach(judge, real, fake.to(real.dtype))
-                parts |= {f"{name}discriminator_loss": loss, f"{name}accuracy": accuracy}
-            losses = [parts[f"{name}discriminator_loss"] for name, *_ in games]
-            self.learn("discriminator", sum(losses))
-    return parts | spread(fake_b, b) | spread(fake_a, a, "back_spread")
-
-# %% ../../nbs/models/13_cyclegan.ipynb #0855e4bf
-@patch
-def _generator_losses(
-    self: CycleGAN, a: torch.Tensor, b: torch.Tensor, fake_a: torch.Tensor, fake_b: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    "What the generators minimize, and its parts."
-    scores_b = scores_of(self.judge(self.discriminator, fake_b))
-    scores_a = scores_of(self.judge(self.discriminator_back, fake_a))
-    parts = {
-        "adversarial_loss": self.adversarial.generator(scores_b),
-        "back_adversarial_loss": self.adversarial.generator(scores_a),
-    }
-    weight = self._identity_weight(a, b)
-    with _untracked(self.net), _untracked(self.net_back):
-        parts["cycle_loss"] = _apart(self._run(self.net_back, fake_b), a)
-        parts["back_cycle_loss"] = _apart(self._soft(self._run(self.net, fake_a)), b)
-        if weight:
-            parts["identity_loss"] = _apart(self._soft(self._run(self.net, b)), b)
-            parts["back_identity_loss"] = _apart(self._run(self.net_back, a), a)
-    weights = {"adversarial_loss": self.adversarial_weight, "cycle_loss": self.cycle_weight,
-               "identity_loss": weight}
-    total = sum(weights[k.removeprefix("back_")] * v for k, v in parts.items())
-    return {"loss": total} | parts
-
 # %% ../../nbs/models/13_cyclegan.ipynb #e9660642
 def _apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Mean absolute difference."
     return F.l1_loss(x.float(), y.float())
 
 
+@patch
+def _cycle_losses(
+    self: CycleGAN, real_A: torch.Tensor, real_B: torch.Tensor,
+    fake_A: torch.Tensor, fake_B: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    "What the way there and back again has changed."
+    rec_A = self._run(self.net_back, fake_B)
+    rec_B = self._soft(self._run(self.net, fake_A))
+    return {"cycle_loss": _apart(rec_A, real_A), "back_cycle_loss": _apart(rec_B, real_B)}
+
+# %% ../../nbs/models/13_cyclegan.ipynb #2a9fcf2b
+@patch
+def _identity_weight(self: CycleGAN, a: torch.Tensor, b: torch.Tensor) -> float:
+    "Weight of the identity losses; 0 where the domains are too different."
+    if self.identity_weight is not None: return self.identity_weight
+    alike = a.shape[1] == b.shape[1] and not self.task.labels
+    return self.cycle_weight / 2 if alike else 0.0
+
+
+@patch
+def _identity_losses(
+    self: CycleGAN, real_A: torch.Tensor, real_B: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    "What generators change in images that belong to their target domain already."
+    idt_A = self._soft(self._run(self.net, real_B))  # named after its generator, from A to B
+    idt_B = self._run(self.net_back, real_A)
+    return {"identity_loss": _apart(idt_A, real_B), "back_identity_loss": _apart(idt_B, real_A)}
+
+# %% ../../nbs/models/13_cyclegan.ipynb #725aa45a
 @contextmanager
 def _untracked(net: nn.Module):
     "Batch norm learns the statistics of what prediction will see, not those of translations."
@@ -219,15 +202,64 @@ def _untracked(net: nn.Module):
     finally:
         for m, momentum in zip(norms, kept): m.momentum = momentum
 
-
+# %% ../../nbs/models/13_cyclegan.ipynb #0855e4bf
 @patch
-def _identity_weight(self: CycleGAN, a: torch.Tensor, b: torch.Tensor) -> float:
-    "Weight of the identity losses; 0 where the domains are too different."
-    if self.identity_weight is not None: return self.identity_weight
-    alike = a.shape[1] == b.shape[1] and not self.task.labels
-    return self.cycle_weight / 2 if alike else 0.0
+def _generator_losses(
+    self: CycleGAN, real_A: torch.Tensor, real_B: torch.Tensor,
+    fake_A: torch.Tensor, fake_B: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    "What the generators minimize, and its parts."
+    scores_B = scores_of(self.judge(self.discriminator, fake_B))
+    scores_A = scores_of(self.judge(self.discriminator_back, fake_A))
+    parts = {
+        "adversarial_loss": self.adversarial.generator(scores_B),
+        "back_adversarial_loss": self.adversarial.generator(scores_A),
+    }
+    identity = self._identity_weight(real_A, real_B)
+    with _untracked(self.net), _untracked(self.net_back):
+        parts |= self._cycle_losses(real_A, real_B, fake_A, fake_B)
+        if identity: parts |= self._identity_losses(real_A, real_B)
+    weights = {"adversarial_loss": self.adversarial_weight, "cycle_loss": self.cycle_weight,
+               "identity_loss": identity}
+    total = sum(weights[k.removeprefix("back_")] * v for k, v in parts.items())
+    return {"loss": total} | parts
 
+# %% ../../nbs/models/13_cyclegan.ipynb #a972bf8b
+@patch
+def _discriminator_steps(
+    self: CycleGAN, real_A: torch.Tensor, real_B: torch.Tensor,
+    fake_A: torch.Tensor, fake_B: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    "Move both discriminators; their last losses and accuracies."
+    fakes = [self._replay[k].exchange(x) for k, x in (("there", fake_B), ("back", fake_A))]
+    games = (
+        ("", self.discriminator, real_B, fakes[0]),
+        ("back_", self.discriminator_back, real_A, fakes[1]),
+    )
+    parts = {}
+    for _ in range(self.discriminator_steps):
+        for name, judge, real, fake in games:
+            loss, accuracy = self.teach(judge, real, fake.to(real.dtype))
+            parts |= {f"{name}discriminator_loss": loss, f"{name}accuracy": accuracy}
+        self.learn("discriminator", sum(parts[f"{n}discriminator_loss"] for n, *_ in games))
+    return parts
 
+# %% ../../nbs/models/13_cyclegan.ipynb #56e446ad
+@patch
+def play(self: CycleGAN, batch):
+    "The generators' turn, then the discriminators'."
+    real_A = batch["IM"]
+    real_B = self.as_domain(batch["GT"]).to(real_A.dtype)
+    with self.turn("generator"):
+        fake_B = self._soft(self._run(self.net, real_A))
+        fake_A = self._run(self.net_back, real_B)
+        parts = self._generator_losses(real_A, real_B, fake_A, fake_B)
+        self.learn("generator", parts["loss"])
+    with self.turn("discriminator"):
+        parts |= self._discriminator_steps(real_A, real_B, fake_A.detach(), fake_B.detach())
+    return parts | spread(fake_B, real_B) | spread(fake_A, real_A, "back_spread")
+
+# %% ../../nbs/models/13_cyclegan.ipynb #4de97a57
 @patch
 def sanity_check(self: CycleGAN, batch):
     "`ConfigError` where the identity losses or a discriminator cannot take the images."
@@ -254,7 +286,7 @@ def on_save_checkpoint(self: CycleGAN, checkpoint):
     kept = {k: [x.cpu() for x in buffer.images] for k, buffer in self._replay.items()}
     checkpoint["im2im"]["replay"] = every_process(kept)
 
-
+# %% ../../nbs/models/13_cyclegan.ipynb #ff184275
 @patch
 def on_load_checkpoint(self: CycleGAN, checkpoint):
     "Go on with the replay buffers of an interrupted run, each process with its own."
@@ -263,6 +295,16 @@ def on_load_checkpoint(self: CycleGAN, checkpoint):
     for k, images in kept[self.global_rank % len(kept)].items():
         self._replay[k].images = [x.to(self.device) for x in images]
 
+# %% ../../nbs/models/13_cyclegan.ipynb #66b1d6cc
+@patch(cls_method=True)
+def part_channels(cls: CycleGAN, name, in_channels, out_channels):
+    "Generators lead from one domain to the other; discriminators see one of them."
+    return {
+        "net": (in_channels, out_channels),
+        "net_back": (out_channels, in_channels),
+        "discriminator": (out_channels, 1),
+        "discriminator_back": (in_channels, 1),
+    }[name]
 
 # %% ../../nbs/models/13_cyclegan.ipynb #47fa16f4
 _CHANNELS = ("in_channels", "out_channels", "in_chans", "n_channels", "out_chans")
@@ -282,18 +324,7 @@ def from_config(
         spec, in_channels, out_channels, spatial_dims, seed, trust, patch
     )
 
-
-@patch(cls_method=True)
-def part_channels(cls: CycleGAN, name, in_channels, out_channels):
-    "Generators lead from one domain to the other; discriminators see one of them."
-    return {
-        "net": (in_channels, out_channels),
-        "net_back": (out_channels, in_channels),
-        "discriminator": (out_channels, 1),
-        "discriminator_back": (in_channels, 1),
-    }[name]
-
-
+# %% ../../nbs/models/13_cyclegan.ipynb #4d5cff80
 @patch(cls_method=True)
 def check(cls: CycleGAN, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where networks, task, metrics and kind of target do not go together."

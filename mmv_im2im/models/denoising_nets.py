@@ -30,14 +30,14 @@ def _keep_spread(net: nn.Module, dropout: float = 0.0):
 
 _SLOPE = 0.1  # of activations below 0
 
-
+# %% ../../nbs/models/14_denoising_nets.ipynb #dde00a75
 def _conv(dims: int, ci: int, co: int, norm=None) -> nn.Sequential:
     "Convolution of 3 pixels, norm if asked for, and activation."
     act = "leakyrelu", {"negative_slope": _SLOPE}
     conv = Conv[Conv.CONV, dims](ci, co, 3, padding=1)
     return nn.Sequential(conv, ADN("NA", co, act, norm, dims))
 
-
+# %% ../../nbs/models/14_denoising_nets.ipynb #faded8ce
 def _check_widths(name: str, channels: Sequence[int]):
     "`ConfigError` unless there are two levels or more, each with a width."
     check_count(name, "channels (levels)", len(channels), least=2)
@@ -61,6 +61,13 @@ class BlurPool(nn.Module):
         x = F.pad(self.largest(x, 2, 1), self.border, mode="replicate")
         return self.mean(self.mean(x, 2, 1), 2)
 
+# %% ../../nbs/models/14_denoising_nets.ipynb #453026bf
+def _shrink(pool: str, dims: int) -> nn.Module:
+    "The step to half the size; `ConfigError` for an unknown one."
+    if pool not in ("blur", "max"):
+        raise ConfigError(f"unknown `pool` {pool!r}; choose from 'blur', 'max'.")
+    return BlurPool(dims) if pool == "blur" else Pool[Pool.MAX, dims](2)
+
 # %% ../../nbs/models/14_denoising_nets.ipynb #13afc8d9
 class BlurPoolUNet(nn.Module):
     "U-Net of N2V2: `(B, C, [Z,] Y, X) -> (B, K, [Z,] Y, X)`"
@@ -76,14 +83,12 @@ class BlurPoolUNet(nn.Module):
         super().__init__()
         check_dims("BlurPoolUNet", spatial_dims)
         _check_widths("BlurPoolUNet", channels)
-        if pool not in ("blur", "max"):
-            raise ConfigError(f"unknown `pool` {pool!r}; choose from 'blur', 'max'.")
+        shrink = _shrink(pool, spatial_dims)
         conv = partial(_conv, spatial_dims, norm=norm)
         double = lambda ci, co: nn.Sequential(conv(ci, co), conv(co, co))
         *tops, bottom = channels
         self.downs = nn.ModuleList(map(double, [in_channels, *tops], tops))
-        blur = pool == "blur"
-        self.pool = BlurPool(spatial_dims) if blur else Pool[Pool.MAX, spatial_dims](2)
+        self.pool = shrink
         self.mid = double(tops[-1], bottom)
         self.grow = nn.Upsample(scale_factor=2)
         self.skips = [True] * (len(tops) - 1) + [top_skip]

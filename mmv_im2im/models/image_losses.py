@@ -18,6 +18,18 @@ from mmv_im2im.models.losses import (
     _at_least, _full, _hide, _mean_of_images, _weights, weighted_mean,
 )
 
+# %% ../../nbs/models/07_image_losses.ipynb #d9cedd2b
+def _images(pred: torch.Tensor, target: torch.Tensor, weight: Optional[torch.Tensor]):
+    "Intensities `p`, `t` and weights `w`, checked, in single precision at least."
+    if pred.shape != target.shape:
+        raise DataError(
+            f"prediction and target must have the same shape; got {tuple(pred.shape)} and"
+            f" {tuple(target.shape)}; give the network as many output channels as the target has."
+        )
+    p = _full(pred)
+    w = _weights(p, weight)
+    return p, _hide(target.to(p.dtype), w), w
+
 # %% ../../nbs/models/07_image_losses.ipynb #3916849b
 class _ImageLoss(nn.Module):
     "A loss on intensities; a subclass gives the formula, `_loss(p, t, w)`."
@@ -31,18 +43,6 @@ class _ImageLoss(nn.Module):
     ) -> torch.Tensor:  # One number
         "How far `pred` is from `target`, each pixel by its weight."
         return self._loss(*_images(pred, target, weight))
-
-
-def _images(pred: torch.Tensor, target: torch.Tensor, weight: Optional[torch.Tensor]):
-    "Intensities `p`, `t` and weights `w`, checked, in single precision at least."
-    if pred.shape != target.shape:
-        raise DataError(
-            f"prediction and target must have the same shape; got {tuple(pred.shape)} and"
-            f" {tuple(target.shape)}; give the network as many output channels as the target has."
-        )
-    p = _full(pred)
-    w = _weights(p, weight)
-    return p, _hide(target.to(p.dtype), w), w
 
 # %% ../../nbs/models/07_image_losses.ipynb #54e1351b
 class CharbonnierLoss(_ImageLoss):
@@ -70,22 +70,22 @@ class GradientLoss(_ImageLoss):
             terms.append(weighted_mean(d.diff(dim=a).abs(), pair))
         return torch.stack(terms).mean()
 
+# %% ../../nbs/models/07_image_losses.ipynb #54f1afef
+def _per_image(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    "Weighted mean of each image and channel, 0 where all weights are 0: `(B, C, ...) -> (B, C)`"
+    axes, w = tuple(range(2, x.ndim)), w.expand_as(x)
+    return (x * w).sum(axes) / w.sum(axes).clamp_min(torch.finfo(x.dtype).tiny)
+
 # %% ../../nbs/models/07_image_losses.ipynb #b2c46a4a
 class PearsonLoss(_ImageLoss):
     "1 minus Pearson's correlation of each image and channel; 0 to 2, blind to scale and offset."
 
     def _loss(self, p, t, w):
-        def centerd(x): return x - _per_image(x, w).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-        p, t = centerd(p), centerd(t)
+        def centered(x): return x - _per_image(x, w).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+        p, t = centered(p), centered(t)
         # the floor keeps the gradient finite where an image is constant
         norm = [_per_image(x * x, w).clamp_min(1e-8).sqrt() for x in (p, t)]
         return _mean_of_images(1 - _per_image(p * t, w) / (norm[0] * norm[1]), w)
-
-
-def _per_image(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    "Weighted mean of each image and channel, 0 where all weights are 0: `(B, C, ...) -> (B, C)`"
-    axes, w = tuple(range(2, x.ndim)), w.expand_as(x)
-    return (x * w).sum(axes) / w.sum(axes).clamp_min(torch.finfo(x.dtype).tiny)
 
 # %% ../../nbs/models/07_image_losses.ipynb #229717b5
 def _gaussian(sigma: float) -> list[float]:
@@ -93,7 +93,7 @@ def _gaussian(sigma: float) -> list[float]:
     g = gaussian(2 * int(3.5 * sigma + 0.5) + 1, std=sigma, dtype=torch.float64)
     return (g / g.sum()).tolist()
 
-
+# %% ../../nbs/models/07_image_losses.ipynb #d05ed597
 def _windows(x: torch.Tensor, g: Sequence[float]) -> torch.Tensor:
     "Mean in the window of every pixel whose window lies inside: `(B, C, *S) -> (B, C, *less)`"
     for a in range(2, x.ndim):
@@ -106,7 +106,7 @@ def _windows(x: torch.Tensor, g: Sequence[float]) -> torch.Tensor:
         x = y
     return x
 
-
+# %% ../../nbs/models/07_image_losses.ipynb #2cfa2d0d
 def _ssim_maps(p, t, w, data_range: float, g: Sequence[float]) -> tuple[torch.Tensor, ...]:
     "The maps `l` and `cs` of the equation, and the weights of their pixels."
     seen = (w > 0).to(p.dtype)
@@ -140,11 +140,49 @@ class SSIMLoss(_ImageLoss):
         l, cs, w = _ssim_maps(p, t, w, self.data_range, _gaussian(self.sigma))
         return weighted_mean(1 - l * cs, w)
 
-
+# %% ../../nbs/models/07_image_losses.ipynb #c5f95f83
 def _check_sigma(loss: nn.Module, sigma: float):
     "`ConfigError` for a window of less than three pixels."
     if not sigma >= 0.5:
         raise ConfigError(f"{type(loss).__name__}: `sigma` must be at least 0.5; got {sigma!r}.")
+
+# %% ../../nbs/models/07_image_losses.ipynb #87a49c29
+def _level_weights(levels: int, weights: Optional[Sequence[float]]) -> Sequence[float]:
+    "The weights of the levels; `ConfigError` where they do not go with `levels`."
+    if not isinstance(levels, int) or levels < 1 or (weights is None and levels > 5):
+        raise ConfigError(
+            "MSSSIMLoss: `levels` must be a whole number from 1 to 5, or more if `weights` are"
+            f" given; got {levels!r}."
+        )
+    if weights is None: weights = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:levels]
+    if len(weights) != levels or min(weights) < 0 or not any(weights):
+        raise ConfigError(
+            f"MSSSIMLoss: `weights` must be {levels} numbers, one per level, none below 0 and one"
+            f" above; got {weights!r}."
+        )
+    return weights
+
+# %% ../../nbs/models/07_image_losses.ipynb #6d62726b
+def _check_levels(levels: int, size: tuple, window: int):
+    "`ConfigError` where an image is too small for so many levels."
+    fit, n = 0, min(size)
+    while n >= window: fit, n = fit + 1, n // 2
+    if fit < levels:
+        raise ConfigError(
+            f"MSSSIMLoss with {levels} levels needs {window * 2 ** (levels - 1)} pixels along Y"
+            f" and X; got {size}, where {fit} fit; use larger patches, or set `levels` to at most"
+            f" {fit}."
+        )
+
+# %% ../../nbs/models/07_image_losses.ipynb #2237742f
+def _halve(p, t, w, window: int) -> tuple[torch.Tensor, ...]:
+    "Everything at half size, means over what is not ignored; Z only where the window still fits."
+    size = [2] * (p.ndim - 2)
+    if p.ndim == 5 and p.shape[2] < 2 * window: size[0] = 1
+    pool = F.avg_pool2d if p.ndim == 4 else F.avg_pool3d
+    seen = (w > 0).to(p.dtype)
+    share = pool(seen, size).clamp_min(1e-6)
+    return pool(p * seen, size) / share, pool(t * seen, size) / share, pool(w, size)
 
 # %% ../../nbs/models/07_image_losses.ipynb #b7e30188
 class MSSSIMLoss(_ImageLoss):
@@ -174,41 +212,3 @@ class MSSSIMLoss(_ImageLoss):
             x = 1 - _per_image(1 - x, inside)  # 1 where all is ignored
             similarity = similarity * x.clamp_min(1e-4) ** beta
         return _mean_of_images(1 - similarity, all_w)
-
-# %% ../../nbs/models/07_image_losses.ipynb #87a49c29
-def _level_weights(levels: int, weights: Optional[Sequence[float]]) -> Sequence[float]:
-    "The weights of the levels; `ConfigError` where they do not go with `levels`."
-    if not isinstance(levels, int) or levels < 1 or (weights is None and levels > 5):
-        raise ConfigError(
-            "MSSSIMLoss: `levels` must be a whole number from 1 to 5, or more if `weights` are"
-            f" given; got {levels!r}."
-        )
-    if weights is None: weights = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:levels]
-    if len(weights) != levels or min(weights) < 0 or not any(weights):
-        raise ConfigError(
-            f"MSSSIMLoss: `weights` must be {levels} numbers, one per level, none below 0 and one"
-            f" above; got {weights!r}."
-        )
-    return weights
-
-
-def _check_levels(levels: int, size: tuple, window: int):
-    "`ConfigError` where an image is too small for so many levels."
-    fit, n = 0, min(size)
-    while n >= window: fit, n = fit + 1, n // 2
-    if fit < levels:
-        raise ConfigError(
-            f"MSSSIMLoss with {levels} levels needs {window * 2 ** (levels - 1)} pixels along Y"
-            f" and X; got {size}, where {fit} fit; use larger patches, or set `levels` to at most"
-            f" {fit}."
-        )
-
-
-def _halve(p, t, w, window: int) -> tuple[torch.Tensor, ...]:
-    "Everything at half size, means over what is not ignored; Z only where the window still fits."
-    size = [2] * (p.ndim - 2)
-    if p.ndim == 5 and p.shape[2] < 2 * window: size[0] = 1
-    pool = F.avg_pool2d if p.ndim == 4 else F.avg_pool3d
-    seen = (w > 0).to(p.dtype)
-    share = pool(seen, size).clamp_min(1e-6)
-    return pool(p * seen, size) / share, pool(t * seen, size) / share, pool(w, size)

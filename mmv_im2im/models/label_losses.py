@@ -30,7 +30,7 @@ class _Labels(NamedTuple):
         "Probabilities."
         return self.logits.softmax(1) if self.exclusive else self.logits.sigmoid()
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #477b0d10
 def _labels(pred: torch.Tensor, target: torch.Tensor, weight: Optional[torch.Tensor]) -> _Labels:
     "Logits and labels, checked, in single precision at least."
     K = pred.shape[1]
@@ -72,7 +72,7 @@ def _ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     "`a / b`, finite where b is 0."
     return a / b.clamp_min(torch.finfo(a.dtype).tiny)
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #069aba61
 def _mean_of_classes(values: torch.Tensor, y: _Labels, background: bool) -> torch.Tensor:
     "Mean of `values` `(B, K)` over images and classes, with or without class 0."
     first = int(y.exclusive and not background)
@@ -84,7 +84,7 @@ def _dice(y: _Labels, eps: float, background: bool = False) -> torch.Tensor:
     both, p, t = _sums(y.p, y.t, y.w)
     return _mean_of_classes(1 - _ratio(2 * both + eps, p + t + eps), y, background)
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #bff7ac0e
 class DiceLoss(_LabelLoss):
     "1 minus the soft overlap of prediction and truth; 0 to 1."
 
@@ -122,7 +122,7 @@ class GeneralizedDiceLoss(_LabelLoss):
 
 # %% ../../nbs/models/08_label_losses.ipynb #dcd00ad9
 class TverskyLoss(_LabelLoss):
-    "Dice with a price for what is invented and another for what is missed; 0 to 1."
+    "Dice with a price for false positives and another for false negatives; 0 to 1."
 
     def __init__(self,
         alpha: float = 0.3,  # Price of a false positive, at least 0
@@ -154,7 +154,7 @@ def _class_weights(loss: nn.Module, values: Optional[Sequence[float]]) -> Option
         )
     return list(values)  # no tensor, which would be rounded with the weights of a network
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #c88b0eef
 def _weights_by_class(y: _Labels, c: Optional[list]) -> torch.Tensor:
     "Weight of each pixel times that of its class: `(B, 1 or K, ...)`"
     if c is None: return y.w
@@ -173,11 +173,22 @@ def _by_class(c: list, y: _Labels) -> torch.Tensor:
     "Weights of the classes, `(1, K, 1, ...)`"
     return torch.tensor(c, dtype=y.t.dtype, device=y.t.device).view(1, -1, *[1] * (y.t.ndim - 2))
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #7970938f
 def _log_truth(y: _Labels) -> torch.Tensor:
     "Log of the probability given to the truth: `(B, 1 or K, ...)`"
     if y.exclusive: return (y.t * y.logits.log_softmax(1)).sum(1, keepdim=True)
     return F.logsigmoid((2 * y.t - 1) * y.logits)
+
+# %% ../../nbs/models/08_label_losses.ipynb #c307c018
+def _every_class(y: _Labels, c: Optional[list]) -> torch.Tensor:
+    "Mean over the classes of minus their log probabilities, by weight: `(B, 1 or K, ...)`"
+    if y.exclusive:
+        by_class = -y.logits.log_softmax(1)
+        if c is not None: by_class = by_class * _by_class(c, y)
+        return y.w * by_class.mean(1, keepdim=True)
+    off, on = -F.logsigmoid(-y.logits), -F.logsigmoid(y.logits)
+    if y.t.shape[1] == 1 and c is not None: return y.w * (c[0] * off + c[1] * on) / 2
+    return _weights_by_class(y, c) * (off + on) / 2
 
 # %% ../../nbs/models/08_label_losses.ipynb #2482c6bc
 def _cross_entropy(y: _Labels, c: Optional[list], smoothing: float = 0.) -> torch.Tensor:
@@ -189,18 +200,7 @@ def _cross_entropy(y: _Labels, c: Optional[list], smoothing: float = 0.) -> torc
     # where no pixel has a class that counts there is nothing to learn
     return torch.where(total > 0, values.sum() / total.clamp_min(1e-30), 0.)
 
-
-def _every_class(y: _Labels, c: Optional[list]) -> torch.Tensor:
-    "Mean over the classes of minus their log probabilities, by weight: `(B, 1 or K, ...)`"
-    if y.exclusive:
-        by_class = -y.logits.log_softmax(1)
-        if c is not None: by_class = by_class * _by_class(c, y)
-        return y.w * by_class.mean(1, keepdim=True)
-    off, on = -F.logsigmoid(-y.logits), -F.logsigmoid(y.logits)
-    if y.t.shape[1] == 1 and c is not None: return y.w * (c[0] * off + c[1] * on) / 2
-    return _weights_by_class(y, c) * (off + on) / 2
-
-
+# %% ../../nbs/models/08_label_losses.ipynb #8e866d1b
 class CrossEntropyLoss(_LabelLoss):
     "Minus the log of the probability given to the truth; 0 up. Takes binary tasks as well."
 
@@ -256,7 +256,7 @@ def _lovasz(m: torch.Tensor, t: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         steps = J.diff(dim=-1, prepend=torch.zeros_like(total))
     return (m * steps).sum(-1)
 
-
+# %% ../../nbs/models/08_label_losses.ipynb #5b716eb2
 class LovaszLoss(_LabelLoss):
     "The Jaccard index made smooth: softmax for classes (0 to 1), hinge for binary tasks (0 up)."
 

@@ -53,12 +53,41 @@ def _weights(like: torch.Tensor, weight: Optional[torch.Tensor]) -> torch.Tensor
         )
     return weight.to(like.dtype)
 
-
+# %% ../../nbs/models/06_losses.ipynb #11133ede
 def _hide(target: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     "0 in place of what has weight 0."
     hidden = w == 0
     if hidden.shape[1] > target.shape[1]: hidden = hidden.all(1, keepdim=True)
     return target.masked_fill(hidden, 0)
+
+# %% ../../nbs/models/06_losses.ipynb #53f42910
+def _pixel_losses(loss: nn.Module, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    "The map of losses that `loss` would average."
+    pixelwise = loss
+    if hasattr(loss, "reduction"):
+        pixelwise = copy.copy(loss)
+        pixelwise.reduction = "none"
+    values = pixelwise(pred, target)
+    if not isinstance(values, torch.Tensor): values = torch.zeros(())
+    if values.ndim == pred.ndim - 1: values = values[:, None]
+    if values.shape[2:] != pred.shape[2:]:
+        package, name = type(loss).__module__.split(".")[0], type(loss).__name__
+        raise ConfigError(
+            f"`model.loss`: {package}'s {name} gives no loss per pixel, so it cannot honor the"
+            " cost map of these images; take one of mmv_im2im.models.losses (SSIMLoss, DiceCELoss"
+            " ...) or torch's MSELoss, L1Loss, SmoothL1Loss or BCEWithLogitsLoss, or remove the"
+            " cost maps."
+        )
+    return values
+
+# %% ../../nbs/models/06_losses.ipynb #be075066
+def _one_number(loss: Any, value: Any) -> torch.Tensor:
+    "The mean of a loss that was not reduced; `ConfigError` where it is no tensor."
+    if isinstance(value, torch.Tensor): return value if value.ndim == 0 else _full(value).mean()
+    raise ConfigError(
+        f"`model.loss`: {getattr(loss, '__name__', type(loss).__name__)} must return one tensor,"
+        f" but gave a {type(value).__name__}; wrap it so that it returns the number to minimize."
+    )
 
 # %% ../../nbs/models/06_losses.ipynb #d8c5a3e3
 def apply_loss(
@@ -78,34 +107,22 @@ def apply_loss(
     values = _pixel_losses(loss, pred, target)
     return weighted_mean(values, _weights(_full(values), weight))
 
+# %% ../../nbs/models/06_losses.ipynb #844f3185
+def _check_hidden(loss: Callable, pred, target, w, hidden: tuple):
+    "What lies in `hidden`, where `w` is 0, must have neither a part in the loss nor a gradient."
+    p, spoiled = pred.clone(), target.clone()
+    p[hidden] = 7
+    spoiled[hidden] = math.nan if target.is_floating_point() else 99
+    value = loss(p.requires_grad_(), spoiled, w)
+    value.backward()
+    same = abs(value.item() - loss(pred, target, w).item()) < 1e-5
+    _promise(same and not p.grad[hidden].any() and bool(p.grad.isfinite().all()),
+             "what has weight 0 does not count, whatever the target holds there")
 
-def _one_number(loss: Any, value: Any) -> torch.Tensor:
-    "The mean of a loss that was not reduced; `ConfigError` where it is no tensor."
-    if isinstance(value, torch.Tensor): return value if value.ndim == 0 else _full(value).mean()
-    raise ConfigError(
-        f"`model.loss`: {getattr(loss, '__name__', type(loss).__name__)} must return one tensor,"
-        f" but gave a {type(value).__name__}; wrap it so that it returns the number to minimize."
-    )
 
-
-def _pixel_losses(loss: nn.Module, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    "The map of losses that `loss` would average."
-    pixelwise = loss
-    if hasattr(loss, "reduction"):
-        pixelwise = copy.copy(loss)
-        pixelwise.reduction = "none"
-    values = pixelwise(pred, target)
-    if not isinstance(values, torch.Tensor): values = torch.zeros(())
-    if values.ndim == pred.ndim - 1: values = values[:, None]
-    if values.shape[2:] != pred.shape[2:]:
-        package, name = type(loss).__module__.split(".")[0], type(loss).__name__
-        raise ConfigError(
-            f"`model.loss`: {package}'s {name} gives no loss per pixel, so it cannot honor the"
-            " cost map of these images; take one of mmv_im2im.models.losses (SSIMLoss, DiceCELoss"
-            " ...) or torch's MSELoss, L1Loss, SmoothL1Loss or BCEWithLogitsLoss, or remove the"
-            " cost maps."
-        )
-    return values
+def _promise(kept: bool, sentence: str):
+    "`ConfigError` where a promise is not kept."
+    if not kept: raise ConfigError(f"the loss breaks a promise: {sentence}.")
 
 # %% ../../nbs/models/06_losses.ipynb #23a86df1
 def check_loss(
@@ -132,23 +149,6 @@ def check_loss(
     with torch.autocast(p.device.type, dtype=torch.bfloat16): half = loss(p, target, w)
     _promise(half.dtype == torch.float32 and abs(half - loss(p.float(), target, w)) < 1e-4,
              "sums are taken in single precision")
-
-
-def _check_hidden(loss: Callable, pred, target, w, hidden: tuple):
-    "What lies in `hidden`, where `w` is 0, must have neither a part in the loss nor a gradient."
-    p, spoiled = pred.clone(), target.clone()
-    p[hidden] = 7
-    spoiled[hidden] = math.nan if target.is_floating_point() else 99
-    value = loss(p.requires_grad_(), spoiled, w)
-    value.backward()
-    same = abs(value.item() - loss(pred, target, w).item()) < 1e-5
-    _promise(same and not p.grad[hidden].any() and bool(p.grad.isfinite().all()),
-             "what has weight 0 does not count, whatever the target holds there")
-
-
-def _promise(kept: bool, sentence: str):
-    "`ConfigError` where a promise is not kept."
-    if not kept: raise ConfigError(f"the loss breaks a promise: {sentence}.")
 
 # %% ../../nbs/models/06_losses.ipynb #909719b9
 def _at_least(loss: nn.Module, name: str, value: float, above: bool = False):
@@ -187,26 +187,7 @@ class LossSum(nn.Module):
         "The sum."
         return self.total(self.parts(pred, target, weight))
 
-# %% ../../nbs/models/06_losses.ipynb #888bd9d8
-@patch
-def parts(self: LossSum,
-    pred: torch.Tensor,  # `(B, K, [Z,] Y, X)`
-    target: torch.Tensor,  # As the losses want it
-    weight: Optional[torch.Tensor] = None,  # Cost map `(B, 1 or K, [Z,] Y, X)`; None = 1
-) -> dict[str, torch.Tensor]:  # By short name, in the order of `losses`
-    "The value of each loss, without its weight in the sum."
-    values = [apply_loss(l, pred, target, weight) for l in self.losses]
-    return dict(zip(self.names, values))
-
-
-@patch
-def total(self: LossSum,
-    parts: dict[str, torch.Tensor],  # From `parts`
-) -> torch.Tensor:  # One number
-    "The sum of values that are there already."
-    return sum(l * v for l, v in zip(self.weights, parts.values()))
-
-
+# %% ../../nbs/models/06_losses.ipynb #3460fd5f
 @patch(as_prop=True)
 def names(self: LossSum) -> list[str]:
     "Short names of the losses, such as 'l1' or 'dice_ce'; a second one of a kind is numbered."
@@ -219,6 +200,25 @@ def _short_name(loss: nn.Module) -> str:
     "'DiceCELoss' is 'dice_ce'."
     name = type(loss).__name__.removesuffix("Loss") or "loss"
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+# %% ../../nbs/models/06_losses.ipynb #888bd9d8
+@patch
+def parts(self: LossSum,
+    pred: torch.Tensor,  # `(B, K, [Z,] Y, X)`
+    target: torch.Tensor,  # As the losses want it
+    weight: Optional[torch.Tensor] = None,  # Cost map `(B, 1 or K, [Z,] Y, X)`; None = 1
+) -> dict[str, torch.Tensor]:  # By short name, in the order of `losses`
+    "The value of each loss, without its weight in the sum."
+    values = [apply_loss(l, pred, target, weight) for l in self.losses]
+    return dict(zip(self.names, values))
+
+# %% ../../nbs/models/06_losses.ipynb #3d8a5b9d
+@patch
+def total(self: LossSum,
+    parts: dict[str, torch.Tensor],  # From `parts`
+) -> torch.Tensor:  # One number
+    "The sum of values that are there already."
+    return sum(l * v for l, v in zip(self.weights, parts.values()))
 
 # %% ../../nbs/models/06_losses.ipynb #f80ae821
 def as_levels(
@@ -238,6 +238,16 @@ def as_levels(
         )
     return sorted(levels, key=lambda x: -x[0, 0].numel())
 
+# %% ../../nbs/models/06_losses.ipynb #b5b372a4
+def resize_to(
+    x: torch.Tensor,  # `(B, K, [Z,] Y, X)`
+    size: Sequence[int],  # Spatial size to reach, in pixels
+) -> torch.Tensor:
+    "`x` at the size asked for, linear in between."
+    if x.shape[2:] == size: return x
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(_full(x), size=tuple(size), mode=mode, align_corners=False)
+
 # %% ../../nbs/models/06_losses.ipynb #def7a01e
 def deep_supervision(
     preds: Sequence[torch.Tensor],  # From `as_levels`: each `(B, K, [Z,] Y, X)`, finest first
@@ -254,16 +264,6 @@ def deep_supervision(
     total = sum(s * apply_loss(loss, resize_to(p, size), target, weight)
                 for s, p in zip(shares, preds) if s > 0)
     return total / sum(shares)
-
-
-def resize_to(
-    x: torch.Tensor,  # `(B, K, [Z,] Y, X)`
-    size: Sequence[int],  # Spatial size to reach, in pixels
-) -> torch.Tensor:
-    "`x` at the size asked for, linear in between."
-    if x.shape[2:] == size: return x
-    mode = "bilinear" if x.ndim == 4 else "trilinear"
-    return F.interpolate(_full(x), size=tuple(size), mode=mode, align_corners=False)
 
 # %% ../../nbs/models/06_losses.ipynb #005ec2bb
 def __getattr__(name): return moved(__name__, name)

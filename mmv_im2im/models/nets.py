@@ -33,7 +33,7 @@ def check_dims(
             f" {spatial_dims!r}. Give `data.patch` that many sizes, or take another network."
         )
 
-
+# %% ../../nbs/models/05_nets.ipynb #25a09ebd
 def check_count(
     name: str,  # The network, for the error's text
     what: str,  # Its argument
@@ -84,6 +84,30 @@ class FNet(nn.Module):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
         return self.head(x)
 
+# %% ../../nbs/models/05_nets.ipynb #522ae85b
+def _levels(n: int, strides, kernels) -> tuple[list[tuple], list[tuple]]:
+    "A stride for each step down and a kernel for each level; `ConfigError` where they do not fit."
+    if n < 2 or len(strides) != n - 1:
+        raise ConfigError(
+            f"AnisotropicUNet needs at least two levels and one of `strides` between each two; got"
+            f" {n} `channels` and {len(strides)} `strides`."
+        )
+    if kernels is None: kernels = [(1 if s[0] == 1 else 3, 3, 3) for s in strides] + [(3, 3, 3)]
+    if len(kernels) != n:
+        raise ConfigError(
+            f"AnisotropicUNet needs one of `kernels` for each level; got {len(kernels)} for {n}"
+            " `channels`."
+        )
+    for what, sizes in (("strides", strides), ("kernels", kernels)):
+        for s in sizes:
+            if len(s) != 3 or min(s) < 1 or (what == "kernels" and not all(k % 2 for k in s)):
+                odd = "odd " if what == "kernels" else ""
+                raise ConfigError(
+                    f"each of `{what}` must be three {odd}whole numbers (Z, Y, X) of at least 1;"
+                    f" got {tuple(s)}."
+                )
+    return [tuple(s) for s in strides], [tuple(k) for k in kernels]
+
 # %% ../../nbs/models/05_nets.ipynb #28958278
 class AnisotropicUNet(nn.Module):
     "3D U-Net for few planes: `(B, C, Z, Y, X) -> (B, K, Z, Y, X)`"
@@ -126,30 +150,6 @@ class AnisotropicUNet(nn.Module):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
         return self.head(x)
 
-# %% ../../nbs/models/05_nets.ipynb #522ae85b
-def _levels(n: int, strides, kernels) -> tuple[list[tuple], list[tuple]]:
-    "A stride for each step down and a kernel for each level; `ConfigError` where they do not fit."
-    if n < 2 or len(strides) != n - 1:
-        raise ConfigError(
-            f"AnisotropicUNet needs at least two levels and one of `strides` between each two; got"
-            f" {n} `channels` and {len(strides)} `strides`."
-        )
-    if kernels is None: kernels = [(1 if s[0] == 1 else 3, 3, 3) for s in strides] + [(3, 3, 3)]
-    if len(kernels) != n:
-        raise ConfigError(
-            f"AnisotropicUNet needs one of `kernels` for each level; got {len(kernels)} for {n}"
-            " `channels`."
-        )
-    for what, sizes in (("strides", strides), ("kernels", kernels)):
-        for s in sizes:
-            if len(s) != 3 or min(s) < 1 or (what == "kernels" and not all(k % 2 for k in s)):
-                odd = "odd " if what == "kernels" else ""
-                raise ConfigError(
-                    f"each of `{what}` must be three {odd}whole numbers (Z, Y, X) of at least 1;"
-                    f" got {tuple(s)}."
-                )
-    return [tuple(s) for s in strides], [tuple(k) for k in kernels]
-
 # %% ../../nbs/models/05_nets.ipynb #381d27b6
 def _mirror_conv(
     dims: int, ci: int, co: int, kernel: int, act=None, norm=None, dropout: float = 0.0
@@ -170,15 +170,7 @@ class _ResBlock(nn.Module):
 
     def forward(self, x): return x + self.convs(x)
 
-# %% ../../nbs/models/05_nets.ipynb #89c1a7bd
-def _out_act(name: Optional[str]) -> nn.Module:
-    "The last activation; `ConfigError` for an unknown one."
-    acts = {None: nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
-    if name not in acts:
-        raise ConfigError(f"unknown `out_act` {name!r}; choose from None, 'tanh', 'sigmoid'.")
-    return acts[name]()
-
-
+# %% ../../nbs/models/05_nets.ipynb #57ae5ebc
 def _up(kind: str, dims: int, ci: int, co: int, norm) -> nn.Module:
     "Twice the size: a transposed convolution, or copied pixels and a convolution."
     if kind == "transpose":
@@ -188,7 +180,15 @@ def _up(kind: str, dims: int, ci: int, co: int, norm) -> nn.Module:
         return nn.Sequential(grow, _mirror_conv(dims, ci, co, 3, "relu", norm))
     raise ConfigError(f"unknown `up` {kind!r}; choose from 'transpose', 'interpolate'.")
 
+# %% ../../nbs/models/05_nets.ipynb #89c1a7bd
+def _out_act(name: Optional[str]) -> nn.Module:
+    "The last activation; `ConfigError` for an unknown one."
+    acts = {None: nn.Identity, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+    if name not in acts:
+        raise ConfigError(f"unknown `out_act` {name!r}; choose from None, 'tanh', 'sigmoid'.")
+    return acts[name]()
 
+# %% ../../nbs/models/05_nets.ipynb #d85f4cd1
 def _check_residual(in_channels: int, out_channels: int):
     "`ConfigError` where a source cannot be added to the output."
     if in_channels not in (1, out_channels):
@@ -196,6 +196,14 @@ def _check_residual(in_channels: int, out_channels: int):
             f"`residual` adds the source to the output, so the source must have one channel or as"
             f" many as the output; got {in_channels} and {out_channels}. Leave `residual` out."
         )
+
+# %% ../../nbs/models/05_nets.ipynb #8101036d
+def _too_small(x: torch.Tensor, least: int) -> DataError:
+    "What to say of an image that is too small to be mirrored at the coarsest level."
+    return DataError(
+        f"ResNetGenerator mirrors borders and needs at least {least} pixels and planes along each"
+        f" axis; got an image of {tuple(x.shape[2:])}. Take larger images, or fewer `downs`."
+    )
 
 # %% ../../nbs/models/05_nets.ipynb #25536e1f
 class ResNetGenerator(nn.Module):
@@ -235,14 +243,6 @@ class ResNetGenerator(nn.Module):
         if min(x.shape[2:]) < self.least: raise _too_small(x, self.least)
         y = self.head(self.ups(self.mid(self.downs(self.stem(x)))))
         return self.act(y + x if self.residual else y)
-
-# %% ../../nbs/models/05_nets.ipynb #8101036d
-def _too_small(x: torch.Tensor, least: int) -> DataError:
-    "What to say of an image that is too small to be mirrored at the coarsest level."
-    return DataError(
-        f"ResNetGenerator mirrors borders and needs at least {least} pixels and planes along each"
-        f" axis; got an image of {tuple(x.shape[2:])}. Take larger images, or fewer `downs`."
-    )
 
 # %% ../../nbs/models/05_nets.ipynb #e2f07838
 class UNetGenerator(nn.Module):
@@ -303,7 +303,7 @@ def _seconds(net: nn.Module, x: torch.Tensor, steps: int) -> float:
         times.append(clock() - begin)
     return min(times[1:])
 
-
+# %% ../../nbs/models/05_nets.ipynb #44e10812
 def measure_net(
     net: nn.Module,  # Any network; it stays as it is
     shape: Sequence[int],  # Training batch, `(B, C, [Z,] Y, X)`

@@ -55,13 +55,13 @@ def translate(self: Pix2Pix, source):
     if padded is source: return y
     return unpad(y, crop)
 
-
+# %% ../../nbs/models/12_pix2pix.ipynb #b456923e
 @patch
 def players(self: Pix2Pix):
     "The generator, whose steps count, and the discriminator."
     return {"generator": [self.net], "discriminator": [self.discriminator]}
 
-
+# %% ../../nbs/models/12_pix2pix.ipynb #ef86990a
 @patch
 def validation_losses(self: Pix2Pix, raw, batch):
     "The reconstruction loss, weighted by the cost map; of a sum of losses also its parts."
@@ -73,7 +73,7 @@ def validation_losses(self: Pix2Pix, raw, batch):
     parts = self.loss.parts(raw, target, weight)
     return {name: self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
 
-
+# %% ../../nbs/models/12_pix2pix.ipynb #adeacbe2
 @patch
 def _check_output(self: Pix2Pix, raw: torch.Tensor, target: torch.Tensor):
     "`ConfigError` where the generator's output does not fit the target."
@@ -83,7 +83,7 @@ def _check_output(self: Pix2Pix, raw: torch.Tensor, target: torch.Tensor):
             " give it as many output channels as the target has."
         )
 
-
+# %% ../../nbs/models/12_pix2pix.ipynb #645ec12a
 @patch
 def sanity_check(self: Pix2Pix, batch):
     "Ask the losses and the discriminator for an opinion on a blank prediction."
@@ -106,52 +106,65 @@ def on_train_start(self: Pix2Pix):
 # %% ../../nbs/models/12_pix2pix.ipynb #0ca68485
 @patch
 def _features(
-    self: Pix2Pix, source: torch.Tensor, image: torch.Tensor
+    self: Pix2Pix, real_A: torch.Tensor, image: torch.Tensor
 ) -> list[list[torch.Tensor]]:
     "What the discriminator finds in an image that belongs to a source."
-    return self.judge(self.discriminator, image, source)
+    return self.judge(self.discriminator, image, real_A)
 
+# %% ../../nbs/models/12_pix2pix.ipynb #98a0e2a9
+@patch
+def _discriminator_steps(
+    self: Pix2Pix, real_A: torch.Tensor, real_B: torch.Tensor, fake_B: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    "Move the discriminator; its last loss and accuracy."
+    for _ in range(self.discriminator_steps):
+        loss, accuracy = self.teach(self.discriminator, real_B, fake_B.detach(), real_A)
+        parts = {"accuracy": accuracy, "discriminator_loss": loss}
+        self.learn("discriminator", loss)
+    return parts
 
+# %% ../../nbs/models/12_pix2pix.ipynb #573e7a6e
+@patch
+def _generator_losses(
+    self: Pix2Pix, real_A: torch.Tensor, fake_B: torch.Tensor, seen_B: torch.Tensor,
+    real_B: torch.Tensor, batch: dict, playing: bool,
+) -> dict[str, torch.Tensor]:
+    "What the generator minimizes, and its parts; the reconstruction alone before the game begins."
+    parts = self.validation_losses(fake_B, batch)
+    total = self.loss_weight * parts["reconstruction_loss"]
+    if playing:
+        features = self._features(real_A, seen_B)
+        parts["adversarial_loss"] = self.adversarial.generator(scores_of(features))
+        total = total + self.adversarial_weight * parts["adversarial_loss"]
+        if self.feature_weight:
+            with torch.no_grad(): real = self._features(real_A, real_B)
+            parts["feature_loss"] = feature_matching(real, features)
+            total = total + self.feature_weight * parts["feature_loss"]
+    return {"loss": total} | parts
+
+# %% ../../nbs/models/12_pix2pix.ipynb #4712b2a8
 @patch
 def play(self: Pix2Pix, batch):
     "The discriminator's turn, then the generator's."
     weight = batch.get("CM")
-    source, target = batch["IM"], hide_ignored(batch["GT"].float(), weight)
-    fake = self.translate(source)
-    self._check_output(fake, target)
-    seen, parts = hide_ignored(fake, weight), {}
+    real_A, real_B = batch["IM"], hide_ignored(batch["GT"].float(), weight)
+    fake_B = self.translate(real_A)
+    self._check_output(fake_B, real_B)
+    seen_B, parts = hide_ignored(fake_B, weight), {}
     playing = self.current_epoch >= self.warmup_epochs
     if playing:
-        with self.turn("discriminator"):
-            for _ in range(self.discriminator_steps):
-                loss, parts["accuracy"] = self.teach(
-                    self.discriminator, target, seen.detach(), source
-                )
-                parts["discriminator_loss"] = loss
-                self.learn("discriminator", loss)
+        with self.turn("discriminator"): parts |= self._discriminator_steps(real_A, real_B, seen_B)
     with self.turn("generator"):
-        parts |= self._generator_losses(source, fake, seen, target, batch, playing)
+        parts |= self._generator_losses(real_A, fake_B, seen_B, real_B, batch, playing)
         self.learn("generator", parts["loss"])
-    return parts | spread(seen, target)
+    return parts | spread(seen_B, real_B)
 
-
-@patch
-def _generator_losses(
-    self: Pix2Pix, source: torch.Tensor, fake: torch.Tensor, seen: torch.Tensor,
-    target: torch.Tensor, batch: dict, playing: bool,
-) -> dict[str, torch.Tensor]:
-    "What the generator minimizes, and its parts; the reconstruction alone before the game begins."
-    parts = self.validation_losses(fake, batch)
-    total = self.loss_weight * parts["reconstruction_loss"]
-    if playing:
-        features = self._features(source, seen)
-        parts["adversarial_loss"] = self.adversarial.generator(scores_of(features))
-        total = total + self.adversarial_weight * parts["adversarial_loss"]
-        if self.feature_weight:
-            with torch.no_grad(): real = self._features(source, target)
-            parts["feature_loss"] = feature_matching(real, features)
-            total = total + self.feature_weight * parts["feature_loss"]
-    return {"loss": total} | parts
+# %% ../../nbs/models/12_pix2pix.ipynb #d522d1a4
+@patch(cls_method=True)
+def part_channels(cls: Pix2Pix, name, in_channels, out_channels):
+    "The discriminator sees source and image, and gives one score."
+    if name == "discriminator": return in_channels + out_channels, 1
+    return in_channels, out_channels
 
 # %% ../../nbs/models/12_pix2pix.ipynb #6a1297ec
 _PATCHGAN = {"_target_": "PatchGAN"}
@@ -170,14 +183,7 @@ def from_config(
         spec, in_channels, out_channels, spatial_dims, seed, trust, patch
     )
 
-
-@patch(cls_method=True)
-def part_channels(cls: Pix2Pix, name, in_channels, out_channels):
-    "The discriminator sees source and image, and gives one score."
-    if name == "discriminator": return in_channels + out_channels, 1
-    return in_channels, out_channels
-
-
+# %% ../../nbs/models/12_pix2pix.ipynb #4edb3ae3
 @patch(cls_method=True)
 def check(cls: Pix2Pix, spec, spatial_dims, target_kind, pairing="paired"):
     "`ConfigError` where network, metrics and kind of target do not go together."
