@@ -26,7 +26,7 @@ from ..set_metrics import SET_METRICS
 # %% ../../nbs/models/00_base.ipynb #t4sk0001
 class Task:
     "What a target is: how it is prepared and compared, and how raw output becomes one."
-    # Names of the metrics that compare an image with its target, the most telling first
+    # Names of the metrics that compare an image with its target, the most important first
     known: ClassVar[Sequence[str]] = METRICS["regression"]
     labels: ClassVar[bool] = False  # Whether a target holds labels; intensities have units
 
@@ -36,7 +36,7 @@ class Task:
         weight: Optional[torch.Tensor] = None,  # Cost map; None = all pixels count the same
         names: Optional[Sequence[str]] = None,  # Of `known`; None = the usual ones
     ) -> dict[str, float]:  # nan where an image has no such metric
-        "The metrics of one image; every task says this."
+        "The metrics of one image; every task defines this."
         needed = "measure(pred, target, weight, names)"
         raise TypeError(f"{type(self).__name__} must define `{needed}`.")
 
@@ -57,7 +57,7 @@ class Task:
         raw: torch.Tensor,  # Raw output for a source that was mirrored
         axes: Sequence[int],  # Along which axes, counted from the end: -1 is X
     ) -> torch.Tensor:  # As for the source itself
-        "Mirror raw output back; a component of a vector changes its sign along its own axis, too."
+        "Mirror raw output back; a component of a vector also changes its sign along its own axis."
         return raw.flip(axes)
 
 # %% ../../nbs/models/00_base.ipynb #t4sk0002
@@ -68,26 +68,26 @@ def output_channels(self: Task,
     "Channels that raw output must have."
     return target_channels
 
-
+# %% ../../nbs/models/00_base.ipynb #9dad132c
 @patch
 def result_dtype(self: Task,
-    found: np.dtype,  # Of the result of some image
+    found: np.dtype,  # Dtype of the result of one image
 ) -> np.dtype:
     "The dtype that holds the result of any image."
     return found
 
-
+# %% ../../nbs/models/00_base.ipynb #d495ddda
 @patch(as_prop=True)
 def spec(self: Task) -> dict:
-    "The description that builds an equal task again, in plain types."
+    "A description in plain types, from which an equal task can be built."
     return {"_target_": target_name(type(self))} | vars(self)
 
-
+# %% ../../nbs/models/00_base.ipynb #902d1964
 @patch
 def check_targets(self: Task,
     target_kind: str,  # The config's `data.target_kind`, 'image' or 'label'
 ):
-    "`ConfigError` where it cannot learn from targets of this kind."
+    "`ConfigError` where the task cannot learn from targets of this kind."
     want = "label" if self.labels else "image"
     if want == target_kind: return
     raise ConfigError(
@@ -101,7 +101,7 @@ def check_targets(self: Task,
 def sorted_metrics(self: Task,
     names: Optional[str | Sequence[str]] = None,  # One or several; None = the usual ones
     key: str = "metrics",  # The key in the config, for the error's text
-) -> tuple[tuple[str, ...], tuple[str, ...]]:  # Those of an image with its target; set metrics
+) -> tuple[tuple[str, ...], tuple[str, ...]]:  # Metrics of single images; set metrics
     "Sort metrics by what they compare; `ConfigError` for an unknown one."
     if names is None: return check_metrics(self.known), ()
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -110,13 +110,13 @@ def sorted_metrics(self: Task,
     if of_images or not of_sets: of_images = check_metrics(self.known, of_images, key)
     return of_images, of_sets
 
-
+# %% ../../nbs/models/00_base.ipynb #4035ed18
 @patch
 def checked_metrics(self: Task,
     names: Optional[str | Sequence[str]] = None,  # One or several; None = the usual ones
     key: str = "metrics",  # The key in the config, for the error's text
 ) -> Optional[list[str]]:  # A list, in the order given; None = the usual ones
-    "Metrics as a framework keeps them; `ConfigError` for an unknown one."
+    "Metrics as a list, as a framework keeps them; `ConfigError` for an unknown one."
     self.sorted_metrics(names, key)
     if names is None: return None
     return [names] if isinstance(names, str) else list(names)
@@ -135,7 +135,7 @@ class Means:
     "Sums and counts by name, and their means over all processes."
     def __init__(self,
         sums: Optional[dict] = None,  # Sums to begin with, tensors or numbers by name
-        counts: Optional[dict] = None,  # How many images each is of
+        counts: Optional[dict] = None,  # How many images each sum is of
     ):
         self.sums, self.counts = dict(sums or {}), dict(counts or {})
 
@@ -144,33 +144,37 @@ class Means:
         value: Any,  # Its mean over `n` images, a number or a tensor of one
         n: int = 1,  # Images; 0 where it could not be measured
     ):
-        "Count a value; one that was not measured leaves its name and no more."
+        "Count a value; one that was not measured leaves only its name."
         self.sums[name] = self.sums.get(name, 0.) + (value * n if n else 0.)
         self.counts[name] = self.counts.get(name, 0) + n
 
-    def totals(self) -> tuple[dict[str, float], dict[str, int]]:  # By name
-        "Sums and counts over all processes."
-        sums, counts = {}, {}
-        for part in every_process({k: (float(v), self.counts[k]) for k, v in self.sums.items()}):
-            for k, (v, n) in part.items():
-                sums[k] = sums.get(k, 0.) + v
-                counts[k] = counts.get(k, 0) + n
-        return sums, counts
-
-    def means(self) -> dict[str, float]:  # By name; nan where nothing was counted
-        "Means over all processes."
-        sums, counts = self.totals()
-        return {k: v / counts[k] if counts[k] else math.nan for k, v in sums.items()}
-
-
+# %% ../../nbs/models/00_base.ipynb #f0851408
 def every_process(
     x: Any,  # What this process has, of any type that can be pickled
 ) -> list:  # One item for each process
-    "What each process has, in their order."
+    "What each process has, in the order of the processes."
     if not (dist.is_available() and dist.is_initialized()): return [x]
     out = [None] * dist.get_world_size()
     dist.all_gather_object(out, x)
     return out
+
+# %% ../../nbs/models/00_base.ipynb #1dda4234
+@patch
+def totals(self: Means) -> tuple[dict[str, float], dict[str, int]]:  # By name
+    "Sums and counts over all processes."
+    sums, counts = {}, {}
+    for part in every_process({k: (float(v), self.counts[k]) for k, v in self.sums.items()}):
+        for k, (v, n) in part.items():
+            sums[k] = sums.get(k, 0.) + v
+            counts[k] = counts.get(k, 0) + n
+    return sums, counts
+
+# %% ../../nbs/models/00_base.ipynb #d3b9f16a
+@patch
+def means(self: Means) -> dict[str, float]:  # By name; nan where nothing was counted
+    "Means over all processes."
+    sums, counts = self.totals()
+    return {k: v / counts[k] if counts[k] else math.nan for k, v in sums.items()}
 
 # %% ../../nbs/models/00_base.ipynb #092c459d
 class Im2ImModule(pl.LightningModule):
@@ -192,9 +196,9 @@ class Im2ImModule(pl.LightningModule):
     # The only image size that the network takes, in pixels; None = any that divides by its stride
     input_size: Optional[Sequence[int]] = None
     samples: int = 1  # Predictions that are averaged at most, where they differ
-    # Averaging ends once the mean's standard error is below this part of the image's spread
+    # Averaging ends when the standard error of the mean is below this part of the image's spread
     tolerance: float = 0.0
-    dropout_noise: bool = False  # Whether dropout is at work in prediction, so that samples differ
+    dropout_noise: bool = False  # Whether dropout stays on in prediction, so that samples differ
     usual_optimizer: ClassVar[dict] = {"_target_": "AdamW", "lr": 1e-3}  # Where none is described
 
     def __init__(self,
@@ -212,25 +216,34 @@ class Im2ImModule(pl.LightningModule):
             )
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_interval, self.seed = scheduler_interval, seed
-        # A rate that was searched and found; it takes the place of those described
+        # A learning rate that a search found; it replaces those described
         self.lr: Optional[float] = None
         # The resolved config of the run, kept in every checkpoint
         self.config: Optional[dict] = None
         # Training patch; prediction tiles are chosen from it
         self.patch: Optional[Sequence[int]] = None
         self._probed: dict = {}
-        # Hooks that hand networks of half precision what they see in their own dtype
+        # Hooks that round the inputs of networks in half precision to their own dtype
         self._casts: list = []
         # Losses of the epoch so far; kept in a checkpoint, so that a run which is resumed within
-        # an epoch logs the mean of all of it
+        # an epoch logs the mean of the whole epoch
         self._losses = Means()
-        # Mean losses of the epoch that ended last, and its number: a checkpoint at its end is
-        # written before the loggers write them
+        # Mean losses of the last complete epoch, and its number: the checkpoint at the end of an
+        # epoch is written before the loggers write them
         self._ended: dict = {}
-        # Losses and metrics of the validation at hand
+        # Losses and metrics of the current validation
         self._validation = Means()
-        # Predictions, targets and sources of a validation, where they are compared as sets
+        # Predictions, targets and sources of a validation, if they are compared as sets
         self._kept: tuple[list, list, list] = ([], [], [])
+
+# %% ../../nbs/models/00_base.ipynb #a1434529
+def _check_task(cls: type, value: Any):
+    "`ConfigError` unless a task is an object."
+    if isinstance(value, Task): return
+    raise ConfigError(
+        f"`task` of {cls.__name__} must be an object, such as Regression() or Segmentation(); got"
+        f" {value!r:.60}."
+    )
 
 # %% ../../nbs/models/00_base.ipynb #c4lled01
 _CALLED = {
@@ -242,7 +255,7 @@ _CALLED = {
 
 @patch(cls_method=True)
 def __init_subclass__(cls: Im2ImModule, **kwargs):
-    "`ConfigError` where a subclass says something by a name that has changed."
+    "`ConfigError` where a subclass defines a method under a name that nothing calls."
     super(Im2ImModule, cls).__init_subclass__(**kwargs)
     if "task" in vars(cls) and not isinstance(cls.task, property): _check_task(cls, cls.task)
     for old, name in _CALLED.items():
@@ -252,25 +265,9 @@ def __init_subclass__(cls: Im2ImModule, **kwargs):
             " mmv_im2im.models.base."
         )
 
-# %% ../../nbs/models/00_base.ipynb #a1434529
-@patch
-def __setattr__(self: Im2ImModule, name, value):
-    "Set an attribute; `ConfigError` where a class or a name stands in place of a part."
-    kind = self.parts.get(name)
-    if name == "task": _check_task(type(self), value)
-    if value is not None and kind in ("net", "loss"): _check_part(name, kind, value)
-    function = isinstance(value, dict) or callable(value)
-    if kind in ("optimizer", "scheduler") and value is not None and not function:
-        raise ConfigError(
-            f"`{name}` must be a description, {{_target_: ..., ...}}, or a function, such as"
-            " torch.optim.Adam or partial(torch.optim.Adam, lr=1e-3); got a"
-            f" {type(value).__name__}."
-        )
-    super(Im2ImModule, self).__setattr__(name, value)
-
-
+# %% ../../nbs/models/00_base.ipynb #a84369b1
 def _check_part(name: str, kind: str, value: Any):
-    "`ConfigError` unless a network is a module, and a loss a module or a function."
+    "`ConfigError` unless a network is a module, or a loss a module or a function."
     if isinstance(value, nn.Module):
         odd = {str(p.dtype) for p in value.parameters() if p.is_floating_point()} - _SINGLE
         if kind == "net" and odd: raise ConfigError(
@@ -287,29 +284,36 @@ def _check_part(name: str, kind: str, value: Any):
 
 _SINGLE = {"torch.float32"}
 
-
-def _check_task(cls: type, value: Any):
-    "`ConfigError` unless a task is an object."
-    if isinstance(value, Task): return
-    raise ConfigError(
-        f"`task` of {cls.__name__} must be an object, such as Regression() or Segmentation(); got"
-        f" {value!r:.60}."
-    )
+# %% ../../nbs/models/00_base.ipynb #b24bea73
+@patch
+def __setattr__(self: Im2ImModule, name, value):
+    "Set an attribute; `ConfigError` for a class or a name in place of a part."
+    kind = self.parts.get(name)
+    if name == "task": _check_task(type(self), value)
+    if value is not None and kind in ("net", "loss"): _check_part(name, kind, value)
+    function = isinstance(value, dict) or callable(value)
+    if kind in ("optimizer", "scheduler") and value is not None and not function:
+        raise ConfigError(
+            f"`{name}` must be a description, {{_target_: ..., ...}}, or a function, such as"
+            " torch.optim.Adam or partial(torch.optim.Adam, lr=1e-3); got a"
+            f" {type(value).__name__}."
+        )
+    super(Im2ImModule, self).__setattr__(name, value)
 
 # %% ../../nbs/models/00_base.ipynb #20c548d4
 @patch
 def losses(self: Im2ImModule,
     batch: dict,  # `IM`, `GT`, perhaps `CM`: `(B, C, [Z,] Y, X)`
 ) -> dict[str, torch.Tensor]:  # `loss`, to be minimized, and its parts by name
-    "How a training batch becomes losses; every framework says this."
+    "How a training batch becomes losses; every framework defines this."
     raise TypeError(f"{type(self).__name__} must define `losses(batch)`.")
 
-
+# %% ../../nbs/models/00_base.ipynb #568b4c24
 @patch
 def translate(self: Im2ImModule,
     source: torch.Tensor,  # Normalized image or tile `(B, C, [Z,] Y, X)`
 ) -> torch.Tensor:  # Raw output `(B, K, [Z,] Y, X)`, such as logits
-    "How a source image becomes raw output of the same size; every framework says this."
+    "How a source image becomes raw output of the same size; every framework defines this."
     raise TypeError(f"{type(self).__name__} must define `translate(source)`.")
 
 # %% ../../nbs/models/00_base.ipynb #d028f3db
@@ -321,7 +325,7 @@ def to_image(self: Im2ImModule,
     "From raw output to the target image."
     return self.task.to_image(raw, probabilities)
 
-
+# %% ../../nbs/models/00_base.ipynb #5955d39f
 @patch
 def validation_losses(self: Im2ImModule,
     raw: torch.Tensor,  # Output of `predict_raw` for whole images
@@ -330,15 +334,15 @@ def validation_losses(self: Im2ImModule,
     "Validation losses by name; none by default."
     return {}
 
-
+# %% ../../nbs/models/00_base.ipynb #5d02efaa
 @patch
 def sanity_check(self: Im2ImModule,
     batch: dict,  # A training patch, or a validation image: `IM`, `GT`, perhaps `CM`
 ) -> dict[str, torch.Tensor]:  # Validation losses by name
-    "Fail before a run where its first step or validation would; the generator is not called."
+    "Fail before a run if its first step or validation would; the generator is not called."
     return {}
 
-
+# %% ../../nbs/models/00_base.ipynb #d6666346
 @patch(as_prop=True)
 def network(self: Im2ImModule) -> nn.Module:
     "The network behind `translate`; its stride and receptive field decide the tiling."
@@ -350,7 +354,7 @@ def draws(self: Im2ImModule) -> bool:
     "Whether two predictions of an image differ: by `noise`, or by dropout."
     return self.dropout_noise
 
-
+# %% ../../nbs/models/00_base.ipynb #eb234d18
 @patch
 def noise(self: Im2ImModule,
     source: torch.Tensor,  # Normalized whole images `(B, C, [Z,] Y, X)`, on any device
@@ -360,7 +364,7 @@ def noise(self: Im2ImModule,
     "What one sample begins with, shared by all tiles; None = nothing but dropout."
     return None
 
-
+# %% ../../nbs/models/00_base.ipynb #023dda43
 @patch
 def network_channels(self: Im2ImModule,
     in_channels: int,  # Channels of the source
@@ -372,22 +376,22 @@ def network_channels(self: Im2ImModule,
     made = self.noise(tiny, torch.Generator().manual_seed(0))
     return in_channels + (0 if made is None or made.ndim < tiny.ndim else made.shape[1])
 
-
+# %% ../../nbs/models/00_base.ipynb #75e40fdc
 @patch
 def refine(self: Im2ImModule,
     raw: torch.Tensor,  # Raw output for whole images
-    source: torch.Tensor,  # They themselves
+    source: torch.Tensor,  # The images
     calibrated: bool = True,  # Use what `calibrate` has measured, which validation does not
 ) -> torch.Tensor:  # The same size as `raw`
     "The last touch on a whole image; none by default."
     return raw
 
-
+# %% ../../nbs/models/00_base.ipynb #7e2f4310
 @patch
 def calibrate(self: Im2ImModule,
-    batches: list[dict],  # Of whole validation images, or of their crops
-) -> tuple[dict[str, torch.Tensor], Optional[str]]:  # Entries of the state; a sentence
-    "Measure what only final weights can tell; it is kept in the checkpoint. Nothing by default."
+    batches: list[dict],  # Batches of whole validation images, or of their crops
+) -> tuple[dict[str, torch.Tensor], Optional[str]]:  # Entries of the state; a sentence for the log
+    "Measure what depends on the final weights; kept in the checkpoint. Nothing by default."
     return {}, None
 
 # %% ../../nbs/models/00_base.ipynb #d0280003
@@ -395,7 +399,7 @@ def calibrate(self: Im2ImModule,
 def forward(self: Im2ImModule,
     source: torch.Tensor,  # Normalized image or tile `(B, C, [Z,] Y, X)`
 ) -> torch.Tensor:  # Raw output of the same size
-    "The same as `translate`; `DataError` for what is no batch of images."
+    "The same as `translate`; `DataError` for anything but a batch of images."
     if not isinstance(source, torch.Tensor) or source.ndim not in (4, 5):
         got = getattr(source, "shape", None)
         raise DataError(
@@ -405,7 +409,7 @@ def forward(self: Im2ImModule,
         )
     return self.translate(source)
 
-
+# %% ../../nbs/models/00_base.ipynb #c85bcd4a
 @patch
 def predict_step(self: Im2ImModule,
     batch: dict,  # `IM`, as training takes it
@@ -416,9 +420,17 @@ def predict_step(self: Im2ImModule,
     return self.to_image(self.predict_raw(batch["IM"]))
 
 # %% ../../nbs/models/00_base.ipynb #40fe293d
+def _contents(batch: Any) -> str:
+    "What a batch holds, for an error's text."
+    named = batch.items() if isinstance(batch, dict) else (
+        enumerate(batch) if isinstance(batch, (list, tuple)) else [(type(batch).__name__, batch)]
+    )
+    return ", ".join(f"{k}: {tuple(getattr(x, 'shape', [])) or type(x).__name__}" for k, x in named)
+
+# %% ../../nbs/models/00_base.ipynb #65ffe374
 @patch
 def on_before_batch_transfer(self: Im2ImModule, batch, dataloader_idx):
-    "A batch as a dict of tensors, images in single or double precision; `DataError` for others."
+    "A batch as a dict of tensors, images in single or double precision; else a `DataError`."
     if isinstance(batch, torch.Tensor): batch = [batch]
     if isinstance(batch, (list, tuple)) and 1 <= len(batch) <= 3:
         batch = dict(zip(("IM", "GT", "CM"), batch))
@@ -436,37 +448,25 @@ def on_before_batch_transfer(self: Im2ImModule, batch, dataloader_idx):
     return batch | {k: cast(k, x) for k, x in images.items()}
 
 
-# Lightning says at each start that the hook of the model is taken, which is meant
+# Lightning warns at each start that the model has this hook, which is on purpose
 warnings.filterwarnings("ignore", ".*overridden `on_before_batch_transfer`.*")
 
-
-def _contents(batch: Any) -> str:
-    "What a batch holds, for an error's text."
-    named = batch.items() if isinstance(batch, dict) else (
-        enumerate(batch) if isinstance(batch, (list, tuple)) else [(type(batch).__name__, batch)]
-    )
-    return ", ".join(f"{k}: {tuple(getattr(x, 'shape', [])) or type(x).__name__}" for k, x in named)
+# %% ../../nbs/models/00_base.ipynb #4aa7be97
+@patch
+def seed_step(self: Im2ImModule,
+    batch_idx: int,  # Number of the batch in its epoch
+):
+    "Make the random numbers of a step depend only on its place in the run."
+    step_seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
+    torch.manual_seed(step_seed)
 
 # %% ../../nbs/models/00_base.ipynb #48f028d6
-@patch
-def training_step(self: Im2ImModule,
-    batch: dict,  # `IM`, `GT`, perhaps `CM`
-    batch_idx: int,  # Number of the batch in its epoch
-) -> torch.Tensor:  # The loss
-    "One step with random numbers of its own; its losses count towards those of the epoch."
-    self.seed_step(batch_idx)
-    with self.first_step(batch): parts = self.losses(batch)
-    _check_loss(parts["loss"])
-    self.accumulate(parts, len(batch["IM"]))
-    return parts["loss"]
-
-
 @patch
 @contextmanager
 def first_step(self: Im2ImModule,
     batch: dict,  # What the step learns from
 ):
-    "Within the first step of a run, say in a sentence what a network or a loss cannot do."
+    "In the first step of a run, turn errors of a network or a loss into a `ConfigError`."
     try:
         yield
     except (IndexError, RuntimeError, TypeError, ValueError) as e:
@@ -479,7 +479,7 @@ def first_step(self: Im2ImModule,
             " (prediction, target)."
         ) from e
 
-# %% ../../nbs/models/00_base.ipynb #4aa7be97
+# %% ../../nbs/models/00_base.ipynb #746d9514
 def _check_loss(loss: torch.Tensor):
     "`ConfigError` where nothing can be learned from a loss."
     if not loss.is_complex() and loss.requires_grad: return
@@ -489,19 +489,10 @@ def _check_loss(loss: torch.Tensor):
     )
     raise ConfigError(f"the loss {why}; nothing can be learned from it.")
 
-
-@patch
-def seed_step(self: Im2ImModule,
-    batch_idx: int,  # Number of the batch in its epoch
-):
-    "Make the random numbers of a step depend on nothing but its place in the run."
-    step_seed = derive_seed(self.seed, "step", self.current_epoch, batch_idx, self.global_rank)
-    torch.manual_seed(step_seed)
-
-
+# %% ../../nbs/models/00_base.ipynb #6f981c81
 @patch
 def accumulate(self: Im2ImModule,
-    parts: dict,  # Tensors of one number by name, `loss` among them; others need not always come
+    parts: dict,  # Tensors of one number by name, always `loss`; others may be missing
     n: int,  # Images in the batch
 ):
     "Add the losses of a step to those of the epoch."
@@ -509,12 +500,25 @@ def accumulate(self: Im2ImModule,
     step = {"on_step": True, "on_epoch": False, "batch_size": n}
     self.log("train/loss_step", parts["loss"].detach(), **step)
 
-
+# %% ../../nbs/models/00_base.ipynb #813d091d
 @patch(as_prop=True)
 def epoch_loss(self: Im2ImModule) -> Optional[torch.Tensor]:
     "Mean training loss of the epoch so far; None before its first step."
     kept = self._losses
     return kept.sums["loss"] / kept.counts["loss"] if kept.sums else None
+
+# %% ../../nbs/models/00_base.ipynb #2103e594
+@patch
+def training_step(self: Im2ImModule,
+    batch: dict,  # `IM`, `GT`, perhaps `CM`
+    batch_idx: int,  # Number of the batch in its epoch
+) -> torch.Tensor:  # The loss
+    "One step with random numbers of its own; its losses are added to those of the epoch."
+    self.seed_step(batch_idx)
+    with self.first_step(batch): parts = self.losses(batch)
+    _check_loss(parts["loss"])
+    self.accumulate(parts, len(batch["IM"]))
+    return parts["loss"]
 
 # %% ../../nbs/models/00_base.ipynb #ab7eaa68
 @patch
@@ -530,7 +534,7 @@ def on_train_epoch_end(self: Im2ImModule):
 
 @patch
 def _log_epoch(self: Im2ImModule, name: str, value: float, shown: bool):
-    "Log a number of an epoch that every process has; `shown` beside the progress bar, too."
+    "Log a number of an epoch that every process has; `shown` also beside the progress bar."
     when = {"on_step": False, "on_epoch": True}
     self.log(name, value, prog_bar=shown, batch_size=1, sync_dist=True, **when)
 
@@ -551,17 +555,24 @@ def on_save_checkpoint(self: Im2ImModule,
         "ended": self._ended,
     }
 
-
+# %% ../../nbs/models/00_base.ipynb #9226c566
 @patch
 def on_load_checkpoint(self: Im2ImModule,
     checkpoint: dict,  # What Lightning has read
 ):
-    "Go on with the sums of an epoch that was interrupted; the first process has those of all."
+    "Go on with the sums of an interrupted epoch; the first process takes those of all."
     kept = checkpoint.get("im2im", {}).get("epoch")
     if kept is None or self.global_rank: return
     self._losses = Means({k: v.to(self.device) for k, v in kept["sums"].items()}, kept["seen"])
 
 # %% ../../nbs/models/00_base.ipynb #5e98bace
+def _as_weights(net: nn.Module, args: tuple) -> tuple:
+    "Images in the dtype of a network's weights."
+    dtype = next(p.dtype for p in net.parameters() if p.is_floating_point())
+    is_image = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
+    return tuple(x.to(dtype) if is_image(x) else x for x in args)
+
+# %% ../../nbs/models/00_base.ipynb #0a359276
 @patch
 def setup(self: Im2ImModule,
     stage: str,  # 'fit', 'validate', 'test' or 'predict', as Lightning says
@@ -573,7 +584,7 @@ def setup(self: Im2ImModule,
 
 
 def _keep_batches_whole(module: Im2ImModule, stage: str):
-    "Under weights of half precision, round what networks see and nothing else; refuse float16."
+    "With weights in half precision, round what the networks see and nothing else; refuse float16."
     for hook in module._casts: hook.remove()
     module._casts, plugin = [], module.trainer.precision_plugin
     if not isinstance(plugin, HalfPrecision): return
@@ -586,13 +597,6 @@ def _keep_batches_whole(module: Im2ImModule, stage: str):
     has_weights = lambda net: any(p.is_floating_point() for p in net.parameters())
     nets = filter(has_weights, module.children())
     module._casts = [net.register_forward_pre_hook(_as_weights) for net in nets]
-
-
-def _as_weights(net: nn.Module, args: tuple) -> tuple:
-    "Images in the dtype of a network's weights."
-    dtype = next(p.dtype for p in net.parameters() if p.is_floating_point())
-    is_image = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
-    return tuple(x.to(dtype) if is_image(x) else x for x in args)
 
 # %% ../../nbs/models/00_base.ipynb #8aab87c0
 def __getattr__(name): return moved(__name__, name)

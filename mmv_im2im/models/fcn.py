@@ -63,32 +63,20 @@ def levels(self: FCN,
     if padded is source: return outputs
     return [unpad(resize_to(y, padded.shape[2:]), crop) for y in outputs]
 
-
+# %% ../../nbs/models/09_fcn.ipynb #57b2f859
 @patch
 def translate(self: FCN, source):
     "Raw output of the network, the finest if there are several."
     return self.levels(source)[0]
 
-
+# %% ../../nbs/models/09_fcn.ipynb #6c472a95
 @patch
-def losses(self: FCN, batch):
-    "The loss of a training batch; of a sum of losses also its parts."
-    levels = self.levels(batch["IM"])
-    if len(levels) == 1: return self.validation_losses(levels[0], batch)
-    return {"loss": deep_supervision(levels, self.loss, *self._target(batch))}
+def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    "Target and cost map of a batch."
+    weight = batch.get("CM")
+    return self.task.to_target(hide_ignored(batch["GT"], weight)), weight
 
-
-@patch
-def validation_losses(self: FCN, raw, batch):
-    "The loss of raw output, weighted by the cost map; of a sum of losses also its parts."
-    target, weight = self._target(batch)
-    self._check_channels(raw, target)
-    if not isinstance(self.loss, LossSum):
-        return {"loss": apply_loss(self.loss, raw, target, weight)}
-    parts = self.loss.parts(raw, target, weight)
-    return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
-
-
+# %% ../../nbs/models/09_fcn.ipynb #845b014f
 @patch
 def _check_channels(self: FCN, raw: torch.Tensor, target: torch.Tensor):
     "`ConfigError` where the network's output does not fit the target."
@@ -99,54 +87,77 @@ def _check_channels(self: FCN, raw: torch.Tensor, target: torch.Tensor):
         f" asks for {wanted}; give the network as many output channels."
     )
 
-# %% ../../nbs/models/09_fcn.ipynb #6c472a95
+# %% ../../nbs/models/09_fcn.ipynb #eb12d375
 @patch
-def _target(self: FCN, batch: dict) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    "Target and cost map of a batch."
-    weight = batch.get("CM")
-    return self.task.to_target(hide_ignored(batch["GT"], weight)), weight
+def validation_losses(self: FCN, raw, batch):
+    "The loss of raw output, weighted by the cost map; of a sum of losses also its parts."
+    target, weight = self._target(batch)
+    self._check_channels(raw, target)
+    if not isinstance(self.loss, LossSum):
+        return {"loss": apply_loss(self.loss, raw, target, weight)}
+    parts = self.loss.parts(raw, target, weight)
+    return {"loss": self.loss.total(parts)} | {f"{k}_loss": v for k, v in parts.items()}
 
-
+# %% ../../nbs/models/09_fcn.ipynb #297672bc
 @patch
-def sanity_check(self: FCN, batch):
-    "Ask the loss for an opinion on a made-up prediction, logits of either sign for a mask."
-    channels = self.task.output_channels(batch["GT"].shape[1])
-    blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
-    if not self.task.labels: return self.validation_losses(blank, batch)
-    activation = "softmax" if channels > 1 and not getattr(self.task, "each", True) else "sigmoid"
-    for loss in (m for m in self.loss.modules() if _wants_probabilities(m)):
-        name = type(loss).__name__
-        instead = {"BCELoss": "BCEWithLogitsLoss", "NLLLoss": "CrossEntropyLoss"}.get(name)
-        raise ConfigError(
-            f"`model.loss`: {name} wants probabilities, but is given the network's raw output;"
-            + (f" take {instead}." if instead else f" set `{activation}: true` in it.")
-        )
-    for loss in (m for m in self.loss.modules() if isinstance(m, _OF_INTENSITIES)):
-        raise ConfigError(
-            f"`model.loss`: {type(loss).__name__} compares intensities, but a mask is cut where the"
-            " network's raw output is 0; take DiceCELoss, BCEWithLogitsLoss or another loss of"
-            " labels, or `model.task: regression`."
-        )
-    blank = blank + torch.linspace(-3, 3, blank.numel()).view_as(blank)
-    return self.validation_losses(blank, batch)
+def losses(self: FCN, batch):
+    "The loss of a training batch; of a sum of losses also its parts."
+    levels = self.levels(batch["IM"])
+    if len(levels) == 1: return self.validation_losses(levels[0], batch)
+    return {"loss": deep_supervision(levels, self.loss, *self._target(batch))}
 
+# %% ../../nbs/models/09_fcn.ipynb #94b3cdd7
+def _wants_probabilities(loss: nn.Module) -> bool:
+    "Whether a loss of torch or MONAI expects probabilities."
+    if isinstance(loss, (nn.BCELoss, nn.NLLLoss)): return True
+    own = [getattr(loss, k, None) for k in ("sigmoid", "softmax", "other_act")]
+    return loss.__module__.startswith("monai.") and own[:2] == [False, False] and own[2] is None
 
+# %% ../../nbs/models/09_fcn.ipynb #0078773b
 _OF_INTENSITIES = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, CharbonnierLoss, GradientLoss,
     PearsonLoss, SSIMLoss, MSSSIMLoss,
 )
 
 
-def _wants_probabilities(loss: nn.Module) -> bool:
-    "Whether a loss of torch or MONAI takes its input for probabilities."
-    if isinstance(loss, (nn.BCELoss, nn.NLLLoss)): return True
-    own = [getattr(loss, k, None) for k in ("sigmoid", "softmax", "other_act")]
-    return loss.__module__.startswith("monai.") and own[:2] == [False, False] and own[2] is None
+def _check_loss_of_labels(loss: nn.Module, activation: str):
+    "`ConfigError` if a loss, or a part of it, does not take logits."
+    for part in (m for m in loss.modules() if _wants_probabilities(m)):
+        name = type(part).__name__
+        instead = {"BCELoss": "BCEWithLogitsLoss", "NLLLoss": "CrossEntropyLoss"}.get(name)
+        raise ConfigError(
+            f"`model.loss`: {name} wants probabilities, but is given the network's raw output;"
+            + (f" take {instead}." if instead else f" set `{activation}: true` in it.")
+        )
+    for part in (m for m in loss.modules() if isinstance(m, _OF_INTENSITIES)):
+        raise ConfigError(
+            f"`model.loss`: {type(part).__name__} compares intensities, but a mask is cut where the"
+            " network's raw output is 0; take DiceCELoss, BCEWithLogitsLoss or another loss of"
+            " labels, or `model.task: regression`."
+        )
+
+# %% ../../nbs/models/09_fcn.ipynb #6c472a96
+@patch
+def sanity_check(self: FCN, batch):
+    "Try the loss on a made-up prediction, logits of either sign for a mask."
+    channels = self.task.output_channels(batch["GT"].shape[1])
+    blank = torch.zeros(len(batch["GT"]), channels, *batch["GT"].shape[2:])
+    if not self.task.labels: return self.validation_losses(blank, batch)
+    activation = "softmax" if channels > 1 and not getattr(self.task, "each", True) else "sigmoid"
+    _check_loss_of_labels(self.loss, activation)
+    blank = blank + torch.linspace(-3, 3, blank.numel()).view_as(blank)
+    return self.validation_losses(blank, batch)
 
 # %% ../../nbs/models/09_fcn.ipynb #af504151
+def _task_of(spec: dict) -> Task:
+    "The task that the config's `model` describes."
+    own = {k: spec[k] for k in ("num_classes", "multilabel") if k in spec}
+    return as_task(spec.get("task", "regression"), **own)
+
+
 @patch(cls_method=True)
 def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
-    "`ConfigError` where task, classes, network and kind of target do not go together."
+    "`ConfigError` if task, classes, network and kind of target do not fit together."
     super(FCN, cls).check(spec, spatial_dims, target_kind, pairing)
     task = _task_of(spec)
     task.checked_metrics(spec.get("metrics"), "model.metrics")
@@ -156,14 +167,8 @@ def check(cls: FCN, spec, spatial_dims, target_kind, pairing="paired"):
         )
     task.check_targets(target_kind)
 
-
+# %% ../../nbs/models/09_fcn.ipynb #9baffcfc
 @patch(cls_method=True)
 def output_channels(cls: FCN, spec, target_channels):
-    "As the task says: as many as the target has, or one for each class."
+    "By the task: as many as the target has, or one for each class."
     return _task_of(spec).output_channels(target_channels)
-
-
-def _task_of(spec: dict) -> Task:
-    "The task that the config's `model` describes."
-    own = {k: spec[k] for k in ("num_classes", "multilabel") if k in spec}
-    return as_task(spec.get("task", "regression"), **own)

@@ -40,11 +40,11 @@ class Segmentation(Task):
 
     @property
     def each(self) -> bool:
-        "Whether each channel is a mask, rather than all of them one choice."
+        "Whether each channel is a mask of its own; else the channels share one choice."
         return self.num_classes == 1 or self.multilabel
 
     def output_channels(self, target_channels):
-        "One logit for each class, one for two classes."
+        "One logit for each class; a single one for object or not."
         return target_channels if self.multilabel else self.num_classes
 
 # %% ../../nbs/models/01_tasks.ipynb #8b86d508
@@ -55,17 +55,17 @@ def to_image(self: Segmentation, raw, probabilities=False):
     if probabilities: return p
     return (p > 0.5).to(torch.uint8) if self.each else p.argmax(1, keepdim=True)
 
-
+# %% ../../nbs/models/01_tasks.ipynb #59d550fc
 @patch
 def result_dtype(self: Segmentation, found):
-    "One byte for masks and for few classes; post-processing may number objects without end."
+    "One byte for masks and up to 256 classes; four bytes for numbered objects."
     if found.kind not in "ui" or (found.itemsize == 1 and self.num_classes <= 256): return found
     return np.dtype(np.int32)
 
 # %% ../../nbs/models/01_tasks.ipynb #56d52958
 @patch
 def to_target(self: Segmentation, target):
-    "Labels as the classes that the network gives; `DataError` for one that it does not know."
+    "Labels as classes of the network; `DataError` for a label beyond them."
     if self.each: return (target > 0).long()
     if int(target.max()) >= self.num_classes:
         raise DataError(
@@ -75,10 +75,10 @@ def to_target(self: Segmentation, target):
         )
     return target
 
-
+# %% ../../nbs/models/01_tasks.ipynb #126e245b
 @patch
 def measure(self: Segmentation, pred, target, weight=None, names=None):
-    "Overlap, over all classes and for each."
+    "Overlap over all classes, and of each class."
     return segmentation_metrics(
         pred, target, self.num_classes, self.multilabel, pred.ndim - 1, weight, names
     )
@@ -92,7 +92,7 @@ def as_task(
     num_classes: int = 1,  # For 'segmentation': 1 = object or not, K = classes 0 to K-1
     multilabel: bool = False,  # For 'segmentation': each channel is a class of its own
 ) -> Task:
-    "The task that is meant; `ConfigError` where there is none or it contradicts itself."
+    "The task that a config names; `ConfigError` for an unknown or a contradictory one."
     if isinstance(given, dict): given = build(given, "task", "model.task")
     if isinstance(given, Task): return given
     if not isinstance(given, str) or given not in _BY_NAME:
@@ -106,5 +106,5 @@ def as_task(
             "`model.multilabel` is for segmentation, where each channel of the target is a class of"
             f" its own; got task {given!r}. Set `task: segmentation`, or leave it out."
         )
-    Segmentation(num_classes)  # its number is wrong wherever it stands
+    Segmentation(num_classes)  # refuses a number that no task allows
     return cls()
