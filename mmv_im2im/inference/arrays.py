@@ -16,6 +16,11 @@ import torch
 from ..core import DataError
 
 # %% ../../nbs/inference/01_arrays.ipynb #3fc72ea5
+def _fits(sizes: dict[str, int], channels: int) -> bool:
+    "Whether a model of so many channels can take axes of these lengths."
+    return sizes.get("C", 1) == channels and sizes.get("T", 1) == 1
+
+# %% ../../nbs/inference/01_arrays.ipynb #70f0669b
 def guess_axes(
     shape: Sequence[int],  # Shape of an array
     dims: int,  # Spatial dimensions of the model, 2 or 3
@@ -39,11 +44,6 @@ def guess_axes(
         f"an array of shape {shape} {why}; name its axes, for example `axes='{example}'` (T for"
         " images that belong to no stack, such as time points)."
     )
-
-
-def _fits(sizes: dict[str, int], channels: int) -> bool:
-    "Whether a model of so many channels can take axes of these lengths."
-    return sizes.get("C", 1) == channels and sizes.get("T", 1) == 1
 
 # %% ../../nbs/inference/01_arrays.ipynb #aa91c713
 def _to_tczyx(x: Any, axes: str) -> Any:
@@ -70,7 +70,51 @@ def _is_numbers(x: Any) -> bool:
     while isinstance(x, (list, tuple)) and x: x = x[0]
     return isinstance(x, (int, float, complex, np.number, np.bool_))
 
+# %% ../../nbs/inference/01_arrays.ipynb #ce619708
+def _from_tensor(x: torch.Tensor) -> np.ndarray:
+    "The numbers of a tensor of any layout, on any device."
+    x = x.detach().to("cpu")
+    if x.layout != torch.strided: x = x.to_dense()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
+# %% ../../nbs/inference/01_arrays.ipynb #d30ae00b
+_NO_PIXELS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La")
+
+
+def _check_image(image: Any):
+    "`DataError` for an object that holds no intensities."
+    mode = getattr(image, "mode", None) if hasattr(image, "getbands") else None  # of Pillow
+    if mode in _NO_PIXELS:
+        raise DataError(
+            f"an image of Pillow in mode {mode!r} holds no intensities; convert it, for example"
+            " `image.convert('L')` or `image.convert('RGB')`."
+        )
+    if not hasattr(image, "__array__") and not hasattr(image, "__array_interface__"):
+        if not isinstance(image, (list, tuple)):
+            what = f"an object of type {type(image).__name__}" if image is not None else "None"
+            raise DataError(
+                "an image is the path of a file, an array (NumPy, dask, xarray, torch), or a list"
+                f" of such; got {what}."
+            )
+
+# %% ../../nbs/inference/01_arrays.ipynb #f45ff28f
+def _from_other(image: Any) -> np.ndarray:
+    "A NumPy array of what can become one; `DataError` for what is no image."
+    _check_image(image)
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise DataError(
+            f"an object of type {type(image).__name__} cannot become an array ({e}); give a"
+            " NumPy array."
+        ) from None
+    if np.ma.isMaskedArray(image) and np.ma.getmaskarray(image).any():
+        raise DataError(
+            "an image with masked pixels has no values there; fill them first, `image.filled(0)`."
+        )
+    return array
+
+# %% ../../nbs/inference/01_arrays.ipynb #4541168d
 def _as_array(image: Any) -> tuple[Any, Optional[str], Callable]:
     "An image as NumPy or dask array, the axes that it names itself, and the way back to its kind."
     axes, back = None, lambda y: y
@@ -92,45 +136,6 @@ def _as_array(image: Any) -> tuple[Any, Optional[str], Callable]:
         )
     if image.dtype == bool: image = image.astype(np.uint8)
     return image, axes, back
-
-# %% ../../nbs/inference/01_arrays.ipynb #f45ff28f
-def _from_tensor(x: torch.Tensor) -> np.ndarray:
-    "The numbers of a tensor of any layout, on any device."
-    x = x.detach().to("cpu")
-    if x.layout != torch.strided: x = x.to_dense()
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-
-
-def _from_other(image: Any) -> np.ndarray:
-    "A NumPy array of what can become one; `DataError` for what is no image."
-    mode = getattr(image, "mode", None) if hasattr(image, "getbands") else None  # of Pillow
-    if mode in _NO_PIXELS:
-        raise DataError(
-            f"an image of Pillow in mode {mode!r} holds no intensities; convert it, for example"
-            " `image.convert('L')` or `image.convert('RGB')`."
-        )
-    if not hasattr(image, "__array__") and not hasattr(image, "__array_interface__"):
-        if not isinstance(image, (list, tuple)):
-            what = f"an object of type {type(image).__name__}" if image is not None else "None"
-            raise DataError(
-                "an image is the path of a file, an array (NumPy, dask, xarray, torch), or a list"
-                f" of such; got {what}."
-            )
-    try:
-        array = np.asarray(image)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise DataError(
-            f"an object of type {type(image).__name__} cannot become an array ({e}); give a"
-            " NumPy array."
-        ) from None
-    if np.ma.isMaskedArray(image) and np.ma.getmaskarray(image).any():
-        raise DataError(
-            "an image with masked pixels has no values there; fill them first, `image.filled(0)`."
-        )
-    return array
-
-
-_NO_PIXELS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La")
 
 # %% ../../nbs/inference/01_arrays.ipynb #8a17c10c
 def _voxels(size: Any) -> tuple[Optional[float], ...]:

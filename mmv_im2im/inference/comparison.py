@@ -14,9 +14,8 @@ import torch
 from scipy.ndimage import correlate1d, gaussian_filter, median_filter
 from skimage.restoration import denoise_nl_means
 
-# %% ../../nbs/inference/00_comparison.ipynb #6f86b0b0
 from ..metrics import affine_fit, regression_metrics
-from ..models.self_supervised import fill_in, neighbors
+from ..models.masking import fill_in, neighbors
 
 # %% ../../nbs/inference/00_comparison.ipynb #47812ce1
 def noise_level(
@@ -55,7 +54,7 @@ def holdout_error(
     at = hidden[0].expand(x.shape[1:]).numpy()
     return float(np.mean((np.asarray(denoise(seen))[at] - noisy[at]) ** 2))
 
-
+# %% ../../nbs/inference/00_comparison.ipynb #0a9891df
 def residual_correlation(
     noisy: np.ndarray,  # `(C, [Z,] Y, X)`
     denoised: np.ndarray,  # The same size
@@ -71,6 +70,19 @@ def residual_correlation(
     return float(np.mean([(ahead(a) * behind(a)).mean() for a in axes if r.shape[a] > 1]) / power)
 
 # %% ../../nbs/inference/00_comparison.ipynb #87f0976b
+def _measured(denoise: Callable, noisy: np.ndarray, clean: Any) -> dict[str, float]:
+    "Fidelity to the clean image if there is one, and what can be said without it."
+    pred, out = np.asarray(denoise(noisy)), {}
+    if clean is not None:
+        clean = np.asarray(clean, np.float32)
+        fits = map(affine_fit, pred, clean)
+        fitted = np.stack([np.float32(a * p + b) for p, (a, b) in zip(pred, fits)])
+        names = ("psnr_affine", "ssim")
+        out = regression_metrics(fitted, clean, spatial_dims=clean.ndim - 1, names=names)
+    out["holdout"] = holdout_error(denoise, noisy)
+    return out | {"residual": residual_correlation(noisy, pred)}
+
+# %% ../../nbs/inference/00_comparison.ipynb #8237d773
 def compare_denoisers(
     model: Callable[[np.ndarray], np.ndarray],  # Image `(C, [Z,] Y, X)` to image
     noisy: Any,  # Array or tensor `(C, [Z,] Y, X)`
@@ -84,16 +96,3 @@ def compare_denoisers(
     out = {name: _measured(f, noisy, clean) for name, f in methods.items()}
     out["input"]["holdout"] = float("nan")  # it guesses nothing; the filling would be judged
     return out
-
-
-def _measured(denoise: Callable, noisy: np.ndarray, clean: Any) -> dict[str, float]:
-    "Fidelity to the clean image if there is one, and what can be said without it."
-    pred, out = np.asarray(denoise(noisy)), {}
-    if clean is not None:
-        clean = np.asarray(clean, np.float32)
-        fits = map(affine_fit, pred, clean)
-        fitted = np.stack([np.float32(a * p + b) for p, (a, b) in zip(pred, fits)])
-        names = ("psnr_affine", "ssim")
-        out = regression_metrics(fitted, clean, spatial_dims=clean.ndim - 1, names=names)
-    out["holdout"] = holdout_error(denoise, noisy)
-    return out | {"residual": residual_correlation(noisy, pred)}

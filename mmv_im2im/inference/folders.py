@@ -46,18 +46,6 @@ class FolderResult:
         return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
 
 # %% ../../nbs/inference/04_folders.ipynb #ed819d6a
-def _sources(path: Any, *where) -> list[tuple[Path, str]]:
-    "The images to predict, and what their results are called."
-    if isinstance(path, Iterable) and not isinstance(path, (str, bytes, os.PathLike, Mapping)):
-        return [(f, image_stem(f)) for f in _listed(list(path))]
-    if not isinstance(path, (str, os.PathLike)):
-        raise DataError(
-            "`predict.path` is an image, a folder of images, or a list of files; got"
-            f" {path!r:.80}. An image in memory goes to the predictor itself, `predictor(image)`."
-        )
-    return find_sources(Path(os.path.expandvars(path)).expanduser(), *where)
-
-
 def _listed(files: list) -> list[Path]:
     "Files given one by one."
     wrong = next((f for f in files if not isinstance(f, (str, os.PathLike))), None)
@@ -80,6 +68,18 @@ def _named_apart(files: list[Path]) -> list[Path]:
         " rename them."
     )
 
+# %% ../../nbs/inference/04_folders.ipynb #523d5aaf
+def _sources(path: Any, *where) -> list[tuple[Path, str]]:
+    "The images to predict, and what their results are called."
+    if isinstance(path, Iterable) and not isinstance(path, (str, bytes, os.PathLike, Mapping)):
+        return [(f, image_stem(f)) for f in _listed(list(path))]
+    if not isinstance(path, (str, os.PathLike)):
+        raise DataError(
+            "`predict.path` is an image, a folder of images, or a list of files; got"
+            f" {path!r:.80}. An image in memory goes to the predictor itself, `predictor(image)`."
+        )
+    return find_sources(Path(os.path.expandvars(path)).expanduser(), *where)
+
 # %% ../../nbs/inference/04_folders.ipynb #8b96864d
 def _check_writable(out: Path):
     "`ConfigError` where no folder for results can be made."
@@ -87,6 +87,36 @@ def _check_writable(out: Path):
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK): return
     why = "cannot be written to" if there.is_dir() else "is a file"
     raise ConfigError(f"`predict.out` '{out}': '{there}' {why}; name another folder.")
+
+# %% ../../nbs/inference/04_folders.ipynb #a9bfc391
+def _said(e: Exception, file: Any) -> str:
+    "What went wrong with a file, in a sentence that names it."
+    text = (str(e).strip().splitlines() or [""])[0]
+    memory = "out of memory", "not enough memory", "can't allocate memory", "Unable to allocate"
+    if isinstance(e, Im2ImError): said = str(e)
+    elif isinstance(e, MemoryError) or any(m in str(e) for m in memory):
+        said = "there is not enough memory for it; set a smaller `predict.tile`, or split it."
+    elif isinstance(e, OSError): said = f"{e.strerror or text or type(e).__name__} ({e.filename})."
+    else: said = f"{type(e).__name__}: {text or 'no reason given'}."
+    return said if str(file) in said else f"'{file}': {said}"
+
+# %% ../../nbs/inference/04_folders.ipynb #d8f28b23
+@patch
+def _predict_into(
+    self: Predictor, out: Path, file: Path, name: str, axes: Optional[str], probabilities: bool,
+    uncertainty: bool,
+) -> Path:
+    "Predict a file into an OME-TIFF of this name."
+    x, size = self._read(file, axes)
+    how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
+    pred, size = self._predict_times(x, f"'{file}'", **how), self._size_of_result(size)
+    written = out / f"{name}.ome.tif"
+    if uncertainty:
+        pred, spread = self._halves(pred)
+        beside = out / f"{name}_uncertainty.ome.tif"
+        write_image(beside, spread, axes="TCZYX", pixel_size=size)
+    write_image(written, pred, axes="TCZYX", pixel_size=size)
+    return written
 
 # %% ../../nbs/inference/04_folders.ipynb #a3cdeb2e
 @patch
@@ -114,31 +144,130 @@ def predict_folder(self: Predictor,
     if nested: files = [(f, n) for f, n in files if out.resolve() not in f.resolve().parents]
     for f, name in tqdm(files, desc="predicting", unit="image", disable=not progress):
         try:
-            x, size = self._read(f, axes)
-            how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
-            pred, size = self._predict_times(x, f"'{f}'", **how), self._size_of_result(size)
-            written = out / f"{name}.ome.tif"
-            if uncertainty:
-                pred, spread = self._halves(pred)
-                beside = out / f"{name}_uncertainty.ome.tif"
-                write_image(beside, spread, axes="TCZYX", pixel_size=size)
-            write_image(written, pred, axes="TCZYX", pixel_size=size)
-            result.done.append(written)
+            result.done.append(self._predict_into(out, f, name, axes, probabilities, uncertainty))
         except Exception as e:  # whatever a file, a network or the machine raises
             result.failed[str(f)] = _said(e, f)
     return result
 
-# %% ../../nbs/inference/04_folders.ipynb #a9bfc391
-def _said(e: Exception, file: Any) -> str:
-    "What went wrong with a file, in a sentence that names it."
-    text = (str(e).strip().splitlines() or [""])[0]
-    memory = "out of memory", "not enough memory", "can't allocate memory", "Unable to allocate"
-    if isinstance(e, Im2ImError): said = str(e)
-    elif isinstance(e, MemoryError) or any(m in str(e) for m in memory):
-        said = "there is not enough memory for it; set a smaller `predict.tile`, or split it."
-    elif isinstance(e, OSError): said = f"{e.strerror or text or type(e).__name__} ({e.filename})."
-    else: said = f"{type(e).__name__}: {text or 'no reason given'}."
-    return said if str(file) in said else f"'{file}': {said}"
+# %% ../../nbs/inference/04_folders.ipynb #212aa50f
+@patch
+def _compared(self: Predictor, x: dict) -> tuple[Optional[torch.Tensor], ...]:
+    "Prediction, target, and target as sets are compared by, each None where there is none."
+    target, pred = x.get("GT"), None
+    if target is not None and self.preprocessing.labels: target = target.long()
+    if "IM" in x:
+        raw = self._finish(self._raw(x["IM"].numpy()), False)
+        if self.module.task.labels: raw = postprocess(self.postprocess, raw)
+        pred = torch.from_numpy(raw.astype(np.float32))
+    if target is None: return pred, None, None
+    return pred, target, self.module.task.to_target(hide_ignored(target, x.get("CM")))
+
+# %% ../../nbs/inference/04_folders.ipynb #666c1756
+@patch
+def _check_channels(self: Predictor, sample: dict):
+    "`DataError` unless the files of a sample agree, and have the channels that the model knows."
+    shapes = sample_shapes(sample, self.preprocessing)
+    if "IM" in shapes and shapes["IM"][0] != self.in_channels:
+        raise DataError(
+            f"'{sample['IM']}' has {shapes['IM'][0]} channel(s) but the model takes"
+            f" {self.in_channels}; choose a file of as many channels."
+        )
+
+# %% ../../nbs/inference/04_folders.ipynb #f519c9c0
+@patch
+def _beside_filters(
+    self: Predictor, noisy: torch.Tensor, clean: Optional[torch.Tensor], result: FolderResult
+) -> dict[str, float]:
+    "Metrics of the model that need no clean image; those of all methods go into the outcome."
+    found = compare_denoisers(lambda x: self._raw(x)[0].cpu().numpy(), noisy, clean)
+    for method, values in found.items(): result.compared.setdefault(method, []).append(values)
+    return {k: v for k, v in found["model"].items() if k in ("holdout", "residual")}
+
+# %% ../../nbs/inference/04_folders.ipynb #f7072e51
+_COMPARED = 64  # Images of a set that are kept to be compared as a whole
+
+
+@patch
+def _measure_sample(
+    self: Predictor, sample: dict, metrics: Optional[list[str]], paired: bool, compare: bool,
+    result: FolderResult, sets: Sequence[list],
+) -> Optional[dict]:
+    "Metrics of a sample, whose images are added to `sets`; None where there is no source."
+    self._check_channels(sample)
+    x = self.preprocessing.load(sample)
+    pred, target, seen = self._compared(x)
+    for kept, image in zip(sets, (pred, seen, x.get("IM"))):
+        if len(kept) < _COMPARED and image is not None: kept.append(image)
+    if pred is None: return None
+    found = self.module.measure(pred, target, x.get("CM"), metrics) if paired else {}
+    if compare: found |= self._beside_filters(x["IM"], seen, result)
+    return found
+
+# %% ../../nbs/inference/04_folders.ipynb #c4f0f359
+@patch
+def _measure_sets(self: Predictor, sets: Sequence[list], names: list[str], result: FolderResult):
+    "Put the distances between all predictions and all targets into the outcome."
+    try:
+        if names and sets[0] and sets[1]:
+            aside = {"spatial_dims": self.dims, "names": names}
+            result.set_metrics = set_metrics(*sets, **aside)
+    except Exception as e:  # the metrics of single images stand
+        result.failed["all images together"] = _said(e, "all images together")
+
+# %% ../../nbs/inference/04_folders.ipynb #4ad8d223
+@patch
+def _metrics(self: Predictor, names: Optional[Sequence[str]], pairing: str) -> Optional[list[str]]:
+    "The metrics asked for; a model of two collections is compared by pairs, too, if there are any."
+    task, usual = self.module.task, self.module.metrics
+    chosen = task.checked_metrics(names, "predict.metrics") or usual
+    of_images, of_sets = task.sorted_metrics(usual)
+    if names is None and pairing == "paired" and not of_images:
+        chosen = [*task.sorted_metrics()[0], *of_sets]
+    of_images, of_sets = task.sorted_metrics(chosen)
+    if pairing == "unpaired" and not of_sets:
+        raise ConfigError(
+            f"`data.pairing` is unpaired, but {', '.join(of_images)} compare an image with its own"
+            f" target; set `predict.metrics` to some of {list(SET_METRICS)}."
+        )
+    return chosen
+
+# %% ../../nbs/inference/04_folders.ipynb #3b5a9267
+def _swapped(sample: dict) -> dict:
+    "A sample whose target is the source, and the reverse."
+    names = {"IM": "GT", "GT": "IM"}
+    return {names.get(k, k): v for k, v in sample.items()}
+
+
+def _row_names(samples: Sequence[dict]) -> list[str]:
+    "The file of each sample; with its sub-folders where two have the same name."
+    files = [Path(s.get("IM", s.get("GT"))) for s in samples]
+    names = [f.name for f in files]
+    if len(set(names)) == len(names): return names
+    return [os.path.relpath(f, os.path.commonpath([p.parent for p in files])) for f in files]
+
+# %% ../../nbs/inference/04_folders.ipynb #a41c6722
+@patch
+def _evaluate(
+    self: Predictor, samples: list[dict], metrics: Optional[list[str]], paired: bool, compare: bool,
+    progress: bool,
+) -> tuple[list[dict], FolderResult]:
+    "Rows and outcome for samples that were found."
+    rows, result, sets = [], FolderResult(), ([], [], [])
+    of_sets = self.module.task.sorted_metrics(metrics)[1]
+    named = list(zip(samples, _row_names(samples)))
+    options = metrics, paired, compare, result, sets if of_sets else ()
+    for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
+        file = s.get("IM", s.get("GT"))
+        try:
+            found = self._measure_sample(s, *options)
+            if found is None: continue
+            rows.append({"image": name} | found)
+            result.done.append(Path(file))
+        except Exception as e:  # whatever it is: the others are done
+            at = f" t={s['time']}" if "time" in s else ""
+            result.failed[f"{file}{at}"] = _said(e, file)
+    self._measure_sets(sets, of_sets, result)
+    return rows, result
 
 # %% ../../nbs/inference/04_folders.ipynb #958c9298
 @patch
@@ -179,110 +308,6 @@ def evaluate(self: Predictor,
     chosen = self._metrics(names, pairing)
     return self._evaluate(list(samples), chosen, pairing == "paired", compare, progress)
 
-
-# %% ../../nbs/inference/04_folders.ipynb #4ad8d223
-@patch
-def _metrics(self: Predictor, names: Optional[Sequence[str]], pairing: str) -> Optional[list[str]]:
-    "The metrics asked for; a model of two collections is compared by pairs, too, if there are any."
-    task, usual = self.module.task, self.module.metrics
-    chosen = task.checked_metrics(names, "predict.metrics") or usual
-    of_images, of_sets = task.sorted_metrics(usual)
-    if names is None and pairing == "paired" and not of_images:
-        chosen = [*task.sorted_metrics()[0], *of_sets]
-    of_images, of_sets = task.sorted_metrics(chosen)
-    if pairing == "unpaired" and not of_sets:
-        raise ConfigError(
-            f"`data.pairing` is unpaired, but {', '.join(of_images)} compare an image with its own"
-            f" target; set `predict.metrics` to some of {list(SET_METRICS)}."
-        )
-    return chosen
-
-# %% ../../nbs/inference/04_folders.ipynb #a41c6722
-_COMPARED = 64  # Images of a set that are kept to be compared as a whole
-
-
-@patch
-def _evaluate(
-    self: Predictor, samples: list[dict], metrics: Optional[list[str]], paired: bool, compare: bool,
-    progress: bool,
-) -> tuple[list[dict], FolderResult]:
-    "Rows and outcome for samples that were found."
-    rows, result, sets = [], FolderResult(), ([], [], [])
-    of_sets = self.module.task.sorted_metrics(metrics)[1]
-    named = list(zip(samples, _row_names(samples)))
-    for s, name in tqdm(named, desc="evaluating", unit="image", disable=not progress):
-        file = s.get("IM", s.get("GT"))
-        try:
-            self._check_channels(s)
-            x = self.preprocessing.load(s)
-            pred, target, seen = self._compared(x)
-            for kept, image in zip(sets, (pred, seen, x.get("IM"))):
-                room = of_sets and len(kept) < _COMPARED
-                if room and image is not None: kept.append(image)
-            if pred is None: continue
-            found = {}
-            if paired: found = self.module.measure(pred, target, x.get("CM"), metrics)
-            if compare: found |= self._beside_filters(x["IM"], seen, result)
-            rows.append({"image": name} | found)
-            result.done.append(Path(file))
-        except Exception as e:  # whatever it is: the others are done
-            at = f" t={s['time']}" if "time" in s else ""
-            result.failed[f"{file}{at}"] = _said(e, file)
-    try:
-        if of_sets and sets[0] and sets[1]:
-            aside = {"spatial_dims": self.dims, "names": of_sets}
-            result.set_metrics = set_metrics(*sets, **aside)
-    except Exception as e:  # the metrics of single images stand
-        result.failed["all images together"] = _said(e, "all images together")
-    return rows, result
-
-# %% ../../nbs/inference/04_folders.ipynb #666c1756
-@patch
-def _check_channels(self: Predictor, sample: dict):
-    "`DataError` unless the files of a sample agree, and have the channels that the model knows."
-    shapes = sample_shapes(sample, self.preprocessing)
-    if "IM" in shapes and shapes["IM"][0] != self.in_channels:
-        raise DataError(
-            f"'{sample['IM']}' has {shapes['IM'][0]} channel(s) but the model takes"
-            f" {self.in_channels}; choose a file of as many channels."
-        )
-
-# %% ../../nbs/inference/04_folders.ipynb #212aa50f
-@patch
-def _beside_filters(
-    self: Predictor, noisy: torch.Tensor, clean: Optional[torch.Tensor], result: FolderResult
-) -> dict[str, float]:
-    "Metrics of the model that need no clean image; those of all methods go into the outcome."
-    found = compare_denoisers(lambda x: self._raw(x)[0].cpu().numpy(), noisy, clean)
-    for method, values in found.items(): result.compared.setdefault(method, []).append(values)
-    return {k: v for k, v in found["model"].items() if k in ("holdout", "residual")}
-
-
-@patch
-def _compared(self: Predictor, x: dict) -> tuple[Optional[torch.Tensor], ...]:
-    "Prediction, target, and target as sets are compared by, each None where there is none."
-    target, pred = x.get("GT"), None
-    if target is not None and self.preprocessing.labels: target = target.long()
-    if "IM" in x:
-        raw = self._finish(self._raw(x["IM"].numpy()), False)
-        if self.module.task.labels: raw = postprocess(self.postprocess, raw)
-        pred = torch.from_numpy(raw.astype(np.float32))
-    if target is None: return pred, None, None
-    return pred, target, self.module.task.to_target(hide_ignored(target, x.get("CM")))
-
-
-def _swapped(sample: dict) -> dict:
-    "A sample whose target is the source, and the reverse."
-    names = {"IM": "GT", "GT": "IM"}
-    return {names.get(k, k): v for k, v in sample.items()}
-
-
-def _row_names(samples: Sequence[dict]) -> list[str]:
-    "The file of each sample; with its sub-folders where two have the same name."
-    files = [Path(s.get("IM", s.get("GT"))) for s in samples]
-    names = [f.name for f in files]
-    if len(set(names)) == len(names): return names
-    return [os.path.relpath(f, os.path.commonpath([p.parent for p in files])) for f in files]
 
 # %% ../../nbs/inference/04_folders.ipynb #3a2ff797
 def mean_row(

@@ -74,6 +74,21 @@ def _check_options(overlap: Any, blend: Any, batch_size: Any, tta: Any):
 
 _BLENDS = ("gaussian", "exact", "none")
 
+# %% ../../nbs/inference/03_predictor.ipynb #a69e7cee
+def _device(name: str | torch.device) -> torch.device:
+    "The device that `name` means; `ConfigError` where it is not there."
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except Exception as e:
+        raise ConfigError(
+            f"`predict.device` '{name}' cannot be used here ({str(e).splitlines()[0]}); write auto,"
+            " cpu, cuda or mps."
+        ) from None
+    return torch.device(name)
+
 # %% ../../nbs/inference/03_predictor.ipynb #7a5358e5
 class Predictor:
     "A trained model, ready for images: `Predictor(checkpoint)(image)`."
@@ -90,17 +105,17 @@ class Predictor:
         # 'gaussian', 'exact' (equals the whole image) or 'none' (the whole image at once)
         blend: str = "gaussian",
         batch_size: int = 1,  # Tiles at once
-        # Mean over the image and its mirror images, four times as long; None = as the run's config
+        # Mean over the image and its mirror images, four times as long; None = as in the config
         tta: Optional[bool] = None,
-        # Of frameworks that translate both ways: 'A2B', from source to target, or 'B2A'
+        # Direction of a framework that translates both ways: 'A2B', source to target, or 'B2A'
         direction: str = "A2B",
-        # Whether the network's dropout is at work, as noise; None = as the model was trained with,
-        # `model.dropout_noise`
+        # Whether the network's dropout is at work and makes predictions differ; None = as in
+        # training, `model.dropout_noise`
         dropout: Optional[bool] = None,
-        # Predictions that are averaged, of a model that samples; None = as the run's config or the
+        # Predictions that are averaged, where they differ; None = as the run's config or the
         # framework says
         samples: Optional[int] = None,
-        seed: Optional[int] = None,  # Of what samples begin with; None = that of the run
+        seed: Optional[int] = None,  # Seed of what samples begin with; None = as the run
         # Steps after the network, or their descriptions; None = those of the checkpoint
         postprocess: Optional[Sequence[Postprocess | dict]] = None,
         # Dtype of intensities, such as 'uint8' or 'float32'; None = that of the targets
@@ -110,23 +125,11 @@ class Predictor:
     ):
         trust = [trust] if isinstance(trust, str) else trust
         _check_options(overlap, blend, batch_size, tta)
-        self.path = find_checkpoint(_checkpoint_of(checkpoint))
-        checkpoint = load_checkpoint(self.path)
-        self.module, self.preprocessing = _restore(checkpoint, self.path, net, trust)
-        kept = checkpoint.get("Im2ImDataModule") or {}
-        self.known_channels, self.direction = kept.get("in_channels"), direction
-        if direction != "A2B": self._turn(kept)
+        self._load(checkpoint, net, direction, trust)
         self.dropout, self.seed = self._checked_dropout(dropout), seed
         self.tile, self.overlap, self.blend = _tile_of(tile, self.dims), overlap, blend
         self.batch_size = int(batch_size)
-        configured = (self.module.config or {}).get("predict", {})
-        self.tta = bool(configured.get("tta") if tta is None else tta)
-        samples = configured.get("samples") if samples is None else samples
-        self.samples = self._checked_samples(samples)
-        if dtype is not None: dtype = AsType(dtype).dtype
-        self.dtype = dtype or (self.preprocessing.target_dtype if self.preprocessing else None)
-        if postprocess is None and direction == "A2B": postprocess = configured.get("postprocess")
-        self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
+        self._follow_config(tta, samples, dtype, postprocess, trust)
         self.device = _device(device)
         self.module.to(self.device)
 
@@ -143,7 +146,18 @@ def dims(self: Predictor) -> int:
     if self.preprocessing: return self.preprocessing.spatial_dims
     return len(self.module.patch or (0, 0))
 
+# %% ../../nbs/inference/03_predictor.ipynb #6fad2201
+@patch
+def _load(self: Predictor, checkpoint: Any, net: Any, direction: str, trust: Sequence[str]):
+    "Take the model and the preprocessing of its images out of a checkpoint."
+    self.path = find_checkpoint(_checkpoint_of(checkpoint))
+    checkpoint = load_checkpoint(self.path)
+    self.module, self.preprocessing = _restore(checkpoint, self.path, net, trust)
+    data = checkpoint.get("Im2ImDataModule") or {}
+    self.known_channels, self.direction = data.get("in_channels"), direction
+    if direction != "A2B": self._turn(data)
 
+# %% ../../nbs/inference/03_predictor.ipynb #479d0521
 @patch
 def _turn(self: Predictor, data: dict):
     "Predict sources from targets."
@@ -158,17 +172,23 @@ def _turn(self: Predictor, data: dict):
     if self.preprocessing: self.preprocessing = self.preprocessing.reversed()
     self.known_channels = data.get("out_channels")
 
-
+# %% ../../nbs/inference/03_predictor.ipynb #15db447f
 @patch
 def _checked_dropout(self: Predictor, dropout: Optional[bool]) -> Optional[bool]:
-    "Whether dropout is at work; `ConfigError` where there is none."
+    "Whether dropout is at work; `ConfigError` where the network has none."
     if dropout: check_dropout(self.module.network)
     return dropout
 
 
+@patch(as_prop=True)
+def samples_differ(self: Predictor) -> bool:
+    "Whether two predictions of an image differ."
+    return self.module.draws if self.dropout is None else self.dropout
+
+
 @patch
 def _checked_samples(self: Predictor, samples: Any) -> Optional[int]:
-    "How many predictions are averaged; `ConfigError` for what is no number of them."
+    "How many predictions are averaged; `ConfigError` unless that makes sense for the model."
     if samples is None: return None
     whole = isinstance(samples, int) and not isinstance(samples, bool)
     if not whole or samples < 1:
@@ -183,11 +203,257 @@ def _checked_samples(self: Predictor, samples: Any) -> Optional[int]:
         )
     return samples
 
+# %% ../../nbs/inference/03_predictor.ipynb #970e7c34
+@patch
+def _follow_config(
+    self: Predictor, tta: Any, samples: Any, dtype: Optional[str], postprocess: Any,
+    trust: Sequence[str],
+):
+    "Set how results are made; what is None is as in the run's config."
+    configured = (self.module.config or {}).get("predict", {})
+    self.tta = bool(configured.get("tta") if tta is None else tta)
+    samples = configured.get("samples") if samples is None else samples
+    self.samples = self._checked_samples(samples)
+    if dtype is not None: dtype = AsType(dtype).dtype
+    self.dtype = dtype or (self.preprocessing.target_dtype if self.preprocessing else None)
+    if postprocess is None and self.direction == "A2B":
+        postprocess = configured.get("postprocess")
+    self.postprocess = as_postprocess(postprocess or [], "predict.postprocess", trust)
 
+# %% ../../nbs/inference/03_predictor.ipynb #fd4ce269
 @patch(as_prop=True)
-def samples_differ(self: Predictor) -> bool:
-    "Whether two predictions of an image differ."
-    return self.module.draws if self.dropout is None else self.dropout
+def in_channels(self: Predictor) -> int:
+    "Channels that the network takes: as the data had, or as its first weights say."
+    if self.known_channels is not None: return self.known_channels
+    weights = next(p for p in self.module.network.parameters() if p.ndim == self.dims + 2)
+    spec = (self.module.config or {}).get("model", {}).get("net", {})
+    return spec.get("in_channels", weights.shape[1])
+
+# %% ../../nbs/inference/03_predictor.ipynb #5a8907f0
+@patch
+def _trained_axes(self: Predictor, shape: Sequence[int]) -> Optional[str]:
+    "The axes that training was told, if an array of this shape can have them."
+    axes = (self.preprocessing.axes["IM"] if self.preprocessing else None) or ""
+    if "C" not in axes: axes = axes.replace("S", "C")
+    if len(axes) != len(shape) or set(axes) - set("TCZYX"): return None
+    n, most = dict(zip(axes, shape)).get("C", 1), max(self.preprocessing.channels["IM"] or [0])
+    return axes if n == self.in_channels or n > most > 0 else None
+
+# %% ../../nbs/inference/03_predictor.ipynb #453c5d2f
+@patch
+def _choose(self: Predictor, x: Any) -> Any:
+    "Of an array T, C, Z, Y, X that has more of them: the channels and the plane of training."
+    if self.preprocessing is None: return x
+    channels, planes = self.preprocessing.channels["IM"], self.preprocessing.planes
+    if channels and x.shape[1] != self.in_channels and x.shape[1] > max(channels):
+        x = x[:, list(channels)]
+    if self.dims == 2 and planes and 1 < x.shape[2] > max(planes): x = x[:, :, list(planes)]
+    return x
+
+
+@patch
+def _asks_for_voxels(self: Predictor) -> bool:
+    "Whether the size of a voxel must be known to predict."
+    known = self.preprocessing
+    return bool(known and known.isotropic and not known.pixel_size)
+
+# %% ../../nbs/inference/03_predictor.ipynb #a5aeec50
+@patch
+@torch.no_grad()
+def _raw(
+    self: Predictor, x: np.ndarray, progress: bool = False, spread: bool = False
+) -> torch.Tensor:
+    "Raw output for one image `(C, [Z,] Y, X)` that is normalized already."
+    source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
+    generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+    return self.module.predict_raw(
+        source, self.tile, self.overlap, self.blend, self.batch_size, progress, self.tta,
+        samples=self.samples, spread=spread, dropout=self.dropout, generator=generator,
+    )
+
+# %% ../../nbs/inference/03_predictor.ipynb #18bc5d8e
+@patch
+def _finish(self: Predictor, raw: torch.Tensor, probabilities: bool) -> np.ndarray:
+    "Intensities, or what the post-processing begins with: masks, class numbers or probabilities."
+    first = next(iter(self.postprocess), None)
+    begins = getattr(first, "takes", "") == "probabilities"
+    pred = self.module.to_image(raw, probabilities or begins)[0].cpu().numpy()
+    return _smallest(pred) if pred.dtype.kind in "iu" and pred.dtype.itemsize > 2 else pred
+
+
+def _smallest(labels: np.ndarray) -> np.ndarray:
+    "Whole numbers in uint8, uint16 or int32, whichever holds them."
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    for dtype in map(np.iinfo, (np.uint8, np.uint16, np.int32)):
+        if dtype.min <= low and high <= dtype.max: return labels.astype(dtype.dtype)
+    raise DataError(f"a result has labels from {low} to {high}, which 32 bits do not hold.")
+
+# %% ../../nbs/inference/03_predictor.ipynb #c28c7f42
+def _check_output(raw: torch.Tensor, name: str):
+    "`DataError` where the network gives NaN."
+    if not raw.isnan().any(): return
+    raise DataError(
+        f"the network gives NaN for {name or 'an image of zeros'}: its weights are not finite, or"
+        " the image's values are too large for them."
+    )
+
+# %% ../../nbs/inference/03_predictor.ipynb #1755014d
+@patch
+def _in_units(self: Predictor, pred: np.ndarray, source: np.ndarray) -> np.ndarray:
+    "Normalized intensities in the target's units, as far as they are known."
+    norm, stats = self.preprocessing.units(source) if self.preprocessing else (None, None)
+    return pred if norm is None or stats is None else norm.inverse(pred, stats)
+
+# %% ../../nbs/inference/03_predictor.ipynb #7e3368b0
+@patch
+def _to_result(
+    self: Predictor, raw: torch.Tensor, x: np.ndarray, probabilities: bool,
+    size: Optional[Sequence[int]],
+) -> np.ndarray:
+    "The result `(K, [Z,] Y, X)` of raw output for an image `x`, resampled to `size`."
+    pred, labels = self._finish(raw, probabilities), self.module.task.labels
+    if not labels: pred = self._in_units(pred, x)
+    if size: pred = resample(pred, shape=size, labels=pred.dtype.kind in "ui")
+    if not probabilities: pred = postprocess(self.postprocess, pred)
+    if not labels and self.dtype and pred.dtype == np.float32: pred = to_dtype(pred, self.dtype)
+    return pred
+
+
+@patch
+def _spread_in_units(self: Predictor, raw: torch.Tensor, deviation: torch.Tensor, x: np.ndarray):
+    "Standard deviation of raw predictions in the target's units."
+    low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
+    return (high - low) / 2
+
+# %% ../../nbs/inference/03_predictor.ipynb #3e2fa0ca
+@patch
+def _predict_one(
+    self: Predictor,
+    x: np.ndarray,
+    name: str,
+    probabilities: bool,
+    progress: bool,
+    zoom: Optional[Sequence[float]] = None,
+    spread: bool = False,
+) -> np.ndarray:
+    "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units and its own voxels."
+    check_finite(x, name)
+    x = x[:, 0] if self.dims == 2 else x
+    size = x.shape[1:]
+    if zoom: x = resample(x, zoom)
+    seen = self.preprocessing.normalize("IM", x) if self.preprocessing else x
+    raw = self._raw(seen, progress, spread)
+    _check_output(raw, name)
+    if spread:
+        raw, deviation = raw.chunk(2, dim=1)
+        deviation = self._spread_in_units(raw, deviation, x)
+    pred = self._to_result(raw, x, probabilities, size if zoom else None)
+    if spread:
+        pred = np.concatenate([pred, resample(deviation, shape=size) if zoom else deviation])
+    return pred[:, None] if self.dims == 2 else pred
+
+# %% ../../nbs/inference/03_predictor.ipynb #cd966d07
+@patch
+def _check_fits(self: Predictor, shape: Sequence[int], name: str):
+    "`DataError` unless the model can take an image T, C, Z, Y, X."
+    t, c, z, y, x = shape
+    if 0 in shape:
+        raise DataError(f"{name} must have pixels; its shape (T, C, Z, Y, X) is {tuple(shape)}.")
+    if c != self.in_channels:
+        raise DataError(
+            f"{name} has {c} channel(s) but the model takes {self.in_channels}; choose channels, or"
+            " name the axes, such as `axes='CYX'` (`--predict.axes CYX` at the shell)."
+        )
+    if self.dims == 2 and z > 1:
+        raise DataError(
+            f"{name} is a 3D stack of {z} planes but the model is 2D; predict one plane, or name"
+            " the axis as time, `axes='TYX'` (`--predict.axes TYX` in the shell), to predict each"
+            " plane."
+        )
+    if self.dims == 3 and z == 1:
+        raise DataError(
+            f"{name} is a single plane but the model is 3D; give a stack, with axes ZYX."
+        )
+
+# %% ../../nbs/inference/03_predictor.ipynb #21ba7eaf
+@patch
+def _result_channels(
+    self: Predictor, probabilities: bool, spread: bool
+) -> tuple[int, np.dtype]:
+    "Channels and type of a result, found on a tiny image."
+    size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
+    tiny = np.zeros((self.in_channels, *size), np.float32)
+    out = self._predict_one(tiny, "", probabilities, False, spread=spread)
+    return out.shape[0], self.module.task.result_dtype(out.dtype)
+
+# %% ../../nbs/inference/03_predictor.ipynb #32df6d57
+@patch
+def _predict_times(
+    self: Predictor,
+    x: Any,
+    name: str,
+    probabilities: bool = False,
+    progress: bool = False,
+    spread: bool = False,
+    pixel_size: Optional[Sequence[Optional[float]]] = None,
+) -> Any:
+    "Predict T, C, Z, Y, X, the channels followed by their spread; lazily if `x` is lazy."
+    self._check_fits(x.shape, name)
+    if spread and ((self.samples or self.module.samples) < 2 or not self.samples_differ):
+        raise ConfigError(
+            "an uncertainty is the spread of many predictions, but this model makes one; train with"
+            " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d), or set"
+            " `predict.samples` for a model with noise, such as `predict.dropout: true`."
+        )
+    zoom = self.preprocessing.zoom(_voxels(pixel_size), name) if self.preprocessing else None
+    one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
+    if not isinstance(x, da.Array): return np.stack([one(t) for t in x])
+    channels, dtype = self._result_channels(probabilities, spread)
+    later, shape = dask.delayed(lambda t: one(t).astype(dtype)), (channels, *x.shape[2:])
+    return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
+
+# %% ../../nbs/inference/03_predictor.ipynb #d59c200d
+@patch
+def _read(
+    self: Predictor, path: Path, axes: Optional[str] = None
+) -> tuple[np.ndarray, tuple[Optional[float], ...]]:
+    "Pixels T, C, Z, Y, X of a file, read as those of training, and their size in micrometers."
+    r = self.preprocessing or Preprocessing(self.dims)
+    where = {"axes": axes or r.axes["IM"], "scene": r.scene, "level": r.level}
+    x = read_image(path, channels=r.channels["IM"], planes=r.planes, **where)
+    check_finite(x, path)
+    own = image_info(path, **where).pixel_size
+    return x, tuple(s or given for s, given in zip(own, r.pixel_size or (None,) * 3))
+
+
+@patch
+def _size_of_result(
+    self: Predictor, size: Sequence[Optional[float]]
+) -> tuple[Optional[float], ...]:
+    "Pixel size to write: of planes of which training took every n-th, n times the distance."
+    steps = {b - a for a, b in zip(planes, planes[1:])} if (
+        planes := self.preprocessing.planes if self.preprocessing else None
+    ) else {1}
+    known = size[0] and (steps or {1})
+    return (size[0] * abs(min(known)) if known and len(known) == 1 else None, *size[1:])
+
+# %% ../../nbs/inference/03_predictor.ipynb #b208010a
+@patch
+def _predict_file(
+    self: Predictor, path: str | Path, axes: Optional[str], size: Optional[Sequence[float]], **how
+) -> Any:
+    "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
+    x, own = self._read(Path(os.path.expandvars(path)).expanduser(), axes)
+    out = self._predict_times(x, f"'{path}'", pixel_size=size or own, **how)
+    wanted = lambda y: _like(y, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
+    return tuple(map(wanted, self._halves(out))) if how["spread"] else wanted(out)
+
+# %% ../../nbs/inference/03_predictor.ipynb #89c3588d
+@patch
+def _halves(self: Predictor, out: Any) -> tuple[Any, Any]:
+    "Predictions and their spread, T, C, Z, Y, X, out of the channels of both."
+    n = out.shape[1] // 2
+    return out[:, :n].astype(self.dtype or out.dtype), out[:, n:]
 
 # %% ../../nbs/inference/03_predictor.ipynb #e39b5b18
 @patch
@@ -225,7 +491,7 @@ def __call__(self: Predictor,
     wanted = lambda y: back(y if len(axes) == 5 else _like(y, axes + "C"))
     return tuple(map(wanted, self._halves(out))) if uncertainty else wanted(out)
 
-# %% ../../nbs/inference/03_predictor.ipynb #89c3588d
+# %% ../../nbs/inference/03_predictor.ipynb #d97fd2f9
 @patch
 def _predict_list(self: Predictor, images: Sequence, *options) -> list:
     "Predict each of several images."
@@ -241,241 +507,6 @@ def _predict_list(self: Predictor, images: Sequence, *options) -> list:
                 " files, too, and goes on where one is bad)"
             ) from None
     return out
-
-
-@patch
-def _halves(self: Predictor, out: Any) -> tuple[Any, Any]:
-    "Predictions and their spread, T, C, Z, Y, X, out of the channels of both."
-    n = out.shape[1] // 2
-    return out[:, :n].astype(self.dtype or out.dtype), out[:, n:]
-
-# %% ../../nbs/inference/03_predictor.ipynb #5a8907f0
-@patch
-def _trained_axes(self: Predictor, shape: Sequence[int]) -> Optional[str]:
-    "The axes that training was told, if an array of this shape can have them."
-    axes = (self.preprocessing.axes["IM"] if self.preprocessing else None) or ""
-    if "C" not in axes: axes = axes.replace("S", "C")
-    if len(axes) != len(shape) or set(axes) - set("TCZYX"): return None
-    n, most = dict(zip(axes, shape)).get("C", 1), max(self.preprocessing.channels["IM"] or [0])
-    return axes if n == self.in_channels or n > most > 0 else None
-
-
-@patch
-def _choose(self: Predictor, x: Any) -> Any:
-    "Of an array T, C, Z, Y, X that has more of them: the channels and the plane of training."
-    if self.preprocessing is None: return x
-    channels, planes = self.preprocessing.channels["IM"], self.preprocessing.planes
-    if channels and x.shape[1] != self.in_channels and x.shape[1] > max(channels):
-        x = x[:, list(channels)]
-    if self.dims == 2 and planes and 1 < x.shape[2] > max(planes): x = x[:, :, list(planes)]
-    return x
-
-
-@patch
-def _asks_for_voxels(self: Predictor) -> bool:
-    "Whether the size of a voxel must be known to predict."
-    known = self.preprocessing
-    return bool(known and known.isotropic and not known.pixel_size)
-
-# %% ../../nbs/inference/03_predictor.ipynb #a69e7cee
-def _device(name: str | torch.device) -> torch.device:
-    "The device that `name` means; `ConfigError` where it is not there."
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except Exception as e:
-        raise ConfigError(
-            f"`predict.device` '{name}' cannot be used here ({str(e).splitlines()[0]}); write auto,"
-            " cpu, cuda or mps."
-        ) from None
-    return torch.device(name)
-
-# %% ../../nbs/inference/03_predictor.ipynb #fd4ce269
-@patch(as_prop=True)
-def in_channels(self: Predictor) -> int:
-    "Channels that the network takes: as the data had, or as its first weights say."
-    if self.known_channels is not None: return self.known_channels
-    weights = next(p for p in self.module.network.parameters() if p.ndim == self.dims + 2)
-    spec = (self.module.config or {}).get("model", {}).get("net", {})
-    return spec.get("in_channels", weights.shape[1])
-
-
-@patch
-def _predict_file(
-    self: Predictor, path: str | Path, axes: Optional[str], size: Optional[Sequence[float]], **how
-) -> Any:
-    "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
-    x, own = self._read(Path(os.path.expandvars(path)).expanduser(), axes)
-    out = self._predict_times(x, f"'{path}'", pixel_size=size or own, **how)
-    wanted = lambda y: _like(y, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
-    return tuple(map(wanted, self._halves(out))) if how["spread"] else wanted(out)
-
-# %% ../../nbs/inference/03_predictor.ipynb #d59c200d
-@patch
-def _read(
-    self: Predictor, path: Path, axes: Optional[str] = None
-) -> tuple[np.ndarray, tuple[Optional[float], ...]]:
-    "Pixels T, C, Z, Y, X of a file, read as those of training, and their size in micrometers."
-    r = self.preprocessing or Preprocessing(self.dims)
-    where = {"axes": axes or r.axes["IM"], "scene": r.scene, "level": r.level}
-    x = read_image(path, channels=r.channels["IM"], planes=r.planes, **where)
-    check_finite(x, path)
-    own = image_info(path, **where).pixel_size
-    return x, tuple(s or given for s, given in zip(own, r.pixel_size or (None,) * 3))
-
-
-@patch
-def _size_of_result(
-    self: Predictor, size: Sequence[Optional[float]]
-) -> tuple[Optional[float], ...]:
-    "Pixel size to write: of planes of which training took every n-th, n times the distance."
-    steps = {b - a for a, b in zip(planes, planes[1:])} if (
-        planes := self.preprocessing.planes if self.preprocessing else None
-    ) else {1}
-    known = size[0] and (steps or {1})
-    return (size[0] * abs(min(known)) if known and len(known) == 1 else None, *size[1:])
-
-# %% ../../nbs/inference/03_predictor.ipynb #32df6d57
-@patch
-def _predict_times(
-    self: Predictor,
-    x: Any,
-    name: str,
-    probabilities: bool = False,
-    progress: bool = False,
-    spread: bool = False,
-    pixel_size: Optional[Sequence[Optional[float]]] = None,
-) -> Any:
-    "Predict T, C, Z, Y, X, the channels followed by their spread; lazily if `x` is lazy."
-    self._check_fits(x.shape, name)
-    if spread and ((self.samples or self.module.samples) < 2 or not self.samples_differ):
-        raise ConfigError(
-            "an uncertainty is the spread of many predictions, but this model makes one; train with"
-            " `model.masking: {_target_: BernoulliMask}` (preset self2self_2d), or set"
-            " `predict.samples` for a model with noise, such as `predict.dropout: true`."
-        )
-    zoom = self.preprocessing.zoom(_voxels(pixel_size), name) if self.preprocessing else None
-    one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
-    if not isinstance(x, da.Array): return np.stack([one(t) for t in x])
-    channels, dtype = self._result_channels(probabilities, spread)
-    later, shape = dask.delayed(lambda t: one(t).astype(dtype)), (channels, *x.shape[2:])
-    return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
-
-# %% ../../nbs/inference/03_predictor.ipynb #cd966d07
-@patch
-def _check_fits(self: Predictor, shape: Sequence[int], name: str):
-    "`DataError` unless the model can take an image T, C, Z, Y, X."
-    t, c, z, y, x = shape
-    if 0 in shape:
-        raise DataError(f"{name} must have pixels; its shape (T, C, Z, Y, X) is {tuple(shape)}.")
-    if c != self.in_channels:
-        raise DataError(
-            f"{name} has {c} channel(s) but the model takes {self.in_channels}; choose channels, or"
-            " name the axes, such as `axes='CYX'` (`--predict.axes CYX` at the shell)."
-        )
-    if self.dims == 2 and z > 1:
-        raise DataError(
-            f"{name} is a 3D stack of {z} planes but the model is 2D; predict one plane, or name"
-            " the axis as time, `axes='TYX'` (`--predict.axes TYX` in the shell), to predict each"
-            " plane."
-        )
-    if self.dims == 3 and z == 1:
-        raise DataError(
-            f"{name} is a single plane but the model is 3D; give a stack, with axes ZYX."
-        )
-
-# %% ../../nbs/inference/03_predictor.ipynb #21ba7eaf
-@patch
-def _result_channels(
-    self: Predictor, probabilities: bool, spread: bool
-) -> tuple[int, np.dtype]:
-    "Channels and type of a result, found on a tiny image."
-    size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
-    tiny = np.zeros((self.in_channels, *size), np.float32)
-    out = self._predict_one(tiny, "", probabilities, False, spread=spread)
-    return out.shape[0], self.module.task.result_dtype(out.dtype)
-
-# %% ../../nbs/inference/03_predictor.ipynb #a5aeec50
-@patch
-@torch.no_grad()
-def _raw(
-    self: Predictor, x: np.ndarray, progress: bool = False, spread: bool = False
-) -> torch.Tensor:
-    "Raw output for one image `(C, [Z,] Y, X)` that is normalized already."
-    source = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None].to(self.device)
-    generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-    return self.module.predict_raw(
-        source, self.tile, self.overlap, self.blend, self.batch_size, progress, self.tta,
-        samples=self.samples, spread=spread, dropout=self.dropout, generator=generator,
-    )
-
-# %% ../../nbs/inference/03_predictor.ipynb #3e2fa0ca
-@patch
-def _predict_one(
-    self: Predictor,
-    x: np.ndarray,
-    name: str,
-    probabilities: bool,
-    progress: bool,
-    zoom: Optional[Sequence[float]] = None,
-    spread: bool = False,
-) -> np.ndarray:
-    "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units and its own voxels."
-    check_finite(x, name)
-    x = x[:, 0] if self.dims == 2 else x
-    size = x.shape[1:]
-    if zoom: x = resample(x, zoom)
-    seen = self.preprocessing.normalize("IM", x) if self.preprocessing else x
-    raw = self._raw(seen, progress, spread)
-    _check_output(raw, name)
-    if spread:
-        raw, deviation = raw.chunk(2, dim=1)
-        low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
-    pred, labels = self._finish(raw, probabilities), self.module.task.labels
-    if not labels: pred = self._in_units(pred, x)
-    if zoom: pred = resample(pred, shape=size, labels=pred.dtype.kind in "ui")
-    if not probabilities: pred = postprocess(self.postprocess, pred)
-    if not labels and self.dtype and pred.dtype == np.float32:
-        pred = to_dtype(pred, self.dtype)
-    if spread:
-        deviation = (high - low) / 2
-        pred = np.concatenate([pred, resample(deviation, shape=size) if zoom else deviation])
-    return pred[:, None] if self.dims == 2 else pred
-
-# %% ../../nbs/inference/03_predictor.ipynb #18bc5d8e
-@patch
-def _in_units(self: Predictor, pred: np.ndarray, source: np.ndarray) -> np.ndarray:
-    "Normalized intensities in the target's units, as far as they are known."
-    norm, stats = self.preprocessing.units(source) if self.preprocessing else (None, None)
-    return pred if norm is None or stats is None else norm.inverse(pred, stats)
-
-
-@patch
-def _finish(self: Predictor, raw: torch.Tensor, probabilities: bool) -> np.ndarray:
-    "Intensities, or what the post-processing begins with: masks, class numbers or probabilities."
-    first = next(iter(self.postprocess), None)
-    begins = getattr(first, "takes", "") == "probabilities"
-    pred = self.module.to_image(raw, probabilities or begins)[0].cpu().numpy()
-    return _smallest(pred) if pred.dtype.kind in "iu" and pred.dtype.itemsize > 2 else pred
-
-
-def _smallest(labels: np.ndarray) -> np.ndarray:
-    "Whole numbers in uint8, uint16 or int32, whichever holds them."
-    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    for dtype in map(np.iinfo, (np.uint8, np.uint16, np.int32)):
-        if dtype.min <= low and high <= dtype.max: return labels.astype(dtype.dtype)
-    raise DataError(f"a result has labels from {low} to {high}, which 32 bits do not hold.")
-
-
-def _check_output(raw: torch.Tensor, name: str):
-    "`DataError` where the network gives NaN."
-    if not raw.isnan().any(): return
-    raise DataError(
-        f"the network gives NaN for {name or 'an image of zeros'}: its weights are not finite, or"
-        " the image's values are too large for them."
-    )
 
 # %% ../../nbs/inference/03_predictor.ipynb #2b2d69ae
 def __getattr__(name): return moved(__name__, name)

@@ -19,78 +19,6 @@ from ..data_modules.preprocessing import Preprocessing
 from ..models.base import Im2ImModule
 from ..models.tasks import as_task
 
-# %% ../../nbs/inference/02_restoring.ipynb #bcc32687
-def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
-    "Module, preprocessing and patch out of a checkpoint."
-    kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
-    if kept is None:
-        raise ConfigError(
-            f"'{path}' is a checkpoint of something else: it was not written by a model of this"
-            " library. Name a checkpoint of a run."
-        )
-    # runs of before call it a recipe
-    kept_as = data.get("preprocessing") or data.get("recipe")
-    preprocessing = Preprocessing(**kept_as, trust=trust) if data else None
-    if net is not None: module = _by_hand(kept, net, trust)
-    elif kept["config"]:
-        config = kept["config"]
-        cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
-        channels = data["in_channels"], data["out_channels"]
-        module, _ = cls.from_config(
-            config["model"], *channels, preprocessing.spatial_dims, config["seed"], trust
-        )
-    else:
-        raise ConfigError(
-            f"'{path}' was trained from a network made by hand, so it holds weights only; give the"
-            " network: Predictor(checkpoint, net=net)."
-        )
-    try:
-        module.load_state_dict(_for_inference(checkpoint["state_dict"], module))
-    except RuntimeError as e:
-        said = str(e).splitlines()  # a headline, then one line for each weight
-        raise ConfigError(
-            f"the weights in '{path}' do not fit the network: {said[:2][-1].strip().rstrip('.')}."
-            " Give the network that was trained."
-        ) from None
-    module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
-    return module.eval(), preprocessing
-
-# %% ../../nbs/inference/02_restoring.ipynb #af4e9720
-def _for_inference(state: dict, module: nn.Module) -> dict:
-    "Weights by their names in `module`, without those of discriminators that it does not have."
-    # a network that was compiled, or wrapped to run in parallel, has the same weights
-    bare = lambda k: k.replace("_orig_mod.", "").replace(".module.", ".")
-    own = {bare(k): k for k in module.state_dict()}
-    found = {own.get(bare(k), k): v for k, v in state.items()}
-    return {k: v for k, v in found.items() if bare(k) in own or not k.startswith("discriminator")}
-
-# %% ../../nbs/inference/02_restoring.ipynb #c0d8db64
-def _by_hand(kept: dict, net: Any, trust: Sequence[str]) -> Im2ImModule:
-    "A framework around networks made by hand, or a framework that was made by hand itself."
-    if isinstance(net, Im2ImModule): return net
-    nets = net if isinstance(net, (list, tuple)) else [net]
-    for n in nets:
-        if isinstance(n, nn.Module): continue
-        what = f"the class {n.__name__}" if isinstance(n, type) else f"a {type(n).__name__}"
-        raise ConfigError(f"`net` must be a network, an object of torch.nn.Module; got {what}.")
-    cls = find_class(kept["framework"], "framework", "framework", trust)
-    params = inspect.signature(cls).parameters
-    open_end = any(p.kind == p.VAR_KEYWORD for p in params.values())
-    taken = {k: v for k, v in kept["settings"].items() if k in params or open_end}
-    try:
-        module = cls(*nets, **taken)
-    except TypeError as e:
-        raise ConfigError(
-            f"{cls.__name__} cannot be made of its network alone ({e}); give the whole model, made"
-            f" as for training: Predictor(checkpoint, net={cls.__name__}(...))."
-        ) from None
-    rest = {k: v for k, v in kept["settings"].items() if k not in taken}
-    if "task" in rest:
-        own = {k: rest.pop(k) for k in ("num_classes", "multilabel") if k in rest}
-        rest["task"] = as_task(rest["task"], **own)
-    for k, v in rest.items(): setattr(module, k, v)
-    return module
-
 # %% ../../nbs/inference/02_restoring.ipynb #52749c49
 def _checkpoint_of(given: Any) -> Path:
     "The path of a checkpoint, or of a run's folder; `ConfigError` for what is neither."
@@ -110,3 +38,92 @@ def _checkpoint_of(given: Any) -> Path:
             " network, `Predictor(path, net=net)`." if model else "."
         )
     )
+
+# %% ../../nbs/inference/02_restoring.ipynb #af4e9720
+def _for_inference(state: dict, module: nn.Module) -> dict:
+    "Weights by their names in `module`, without those of discriminators that it does not have."
+    # a network that was compiled, or wrapped to run in parallel, has the same weights
+    bare = lambda k: k.replace("_orig_mod.", "").replace(".module.", ".")
+    own = {bare(k): k for k in module.state_dict()}
+    found = {own.get(bare(k), k): v for k, v in state.items()}
+    return {k: v for k, v in found.items() if bare(k) in own or not k.startswith("discriminator")}
+
+# %% ../../nbs/inference/02_restoring.ipynb #cd459c39
+def _load_weights(module: nn.Module, state: dict, path: Path):
+    "Load weights; `ConfigError` where they are those of another network."
+    try:
+        module.load_state_dict(_for_inference(state, module))
+    except RuntimeError as e:
+        said = str(e).splitlines()  # a headline, then one line for each weight
+        raise ConfigError(
+            f"the weights in '{path}' do not fit the network: {said[:2][-1].strip().rstrip('.')}."
+            " Give the network that was trained."
+        ) from None
+
+# %% ../../nbs/inference/02_restoring.ipynb #4275fae3
+def _as_nets(net: Any) -> Sequence[nn.Module]:
+    "Networks in a list; `ConfigError` for what is none."
+    nets = net if isinstance(net, (list, tuple)) else [net]
+    for n in nets:
+        if isinstance(n, nn.Module): continue
+        what = f"the class {n.__name__}" if isinstance(n, type) else f"a {type(n).__name__}"
+        raise ConfigError(f"`net` must be a network, an object of torch.nn.Module; got {what}.")
+    return nets
+
+# %% ../../nbs/inference/02_restoring.ipynb #c0d8db64
+def _by_hand(kept: dict, net: Any, trust: Sequence[str]) -> Im2ImModule:
+    "A framework around networks made by hand, or a framework that was made by hand itself."
+    if isinstance(net, Im2ImModule): return net
+    nets = _as_nets(net)
+    cls = find_class(kept["framework"], "framework", "framework", trust)
+    params = inspect.signature(cls).parameters
+    open_end = any(p.kind == p.VAR_KEYWORD for p in params.values())
+    taken = {k: v for k, v in kept["settings"].items() if k in params or open_end}
+    try:
+        module = cls(*nets, **taken)
+    except TypeError as e:
+        raise ConfigError(
+            f"{cls.__name__} cannot be made of its network alone ({e}); give the whole model, made"
+            f" as for training: Predictor(checkpoint, net={cls.__name__}(...))."
+        ) from None
+    _set_rest(module, {k: v for k, v in kept["settings"].items() if k not in taken})
+    return module
+
+
+def _set_rest(module: Im2ImModule, rest: dict):
+    "Settings that the class does not take when it is made."
+    if "task" in rest:
+        own = {k: rest.pop(k) for k in ("num_classes", "multilabel") if k in rest}
+        rest["task"] = as_task(rest["task"], **own)
+    for k, v in rest.items(): setattr(module, k, v)
+
+# %% ../../nbs/inference/02_restoring.ipynb #3627f2d0
+def _from_config(config: dict, data: dict, dims: int, trust: Sequence[str]) -> Im2ImModule:
+    "The framework that a config describes, for the channels of its data."
+    cls = find_class(config["model"]["_target_"], "framework", "model._target_", trust)
+    channels = data["in_channels"], data["out_channels"]
+    module, _ = cls.from_config(config["model"], *channels, dims, config["seed"], trust)
+    return module
+
+# %% ../../nbs/inference/02_restoring.ipynb #bcc32687
+def _restore(checkpoint: dict, path: Path, net: Any, trust: Sequence[str]):
+    "Module and preprocessing out of a checkpoint."
+    kept, data = checkpoint.get("im2im"), checkpoint.get("Im2ImDataModule") or {}
+    if kept is None:
+        raise ConfigError(
+            f"'{path}' is a checkpoint of something else: it was not written by a model of this"
+            " library. Name a checkpoint of a run."
+        )
+    kept_as = data.get("preprocessing") or data.get("recipe")  # its name in older checkpoints
+    preprocessing = Preprocessing(**kept_as, trust=trust) if data else None
+    if net is not None: module = _by_hand(kept, net, trust)
+    elif kept["config"]:
+        module = _from_config(kept["config"], data, preprocessing.spatial_dims, trust)
+    else:
+        raise ConfigError(
+            f"'{path}' was trained from a network made by hand, so it holds weights only; give the"
+            " network: Predictor(checkpoint, net=net)."
+        )
+    _load_weights(module, checkpoint["state_dict"], path)
+    module.patch, module.config = kept["patch"] or data.get("patch"), kept["config"]
+    return module.eval(), preprocessing

@@ -39,7 +39,39 @@ def neighbors(
     beside = lambda o: any(n for n, axis in zip(o, axes) if axis not in line)
     return torch.tensor([o for o in itertools.product(*[steps] * dims) if beside(o)])
 
+# %% ../../nbs/models/16_masking.ipynb #585e02b8
+def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Mean of each row over what is known."
+    return torch.where(known, values, 0).sum(1) / known.sum(1).clamp_min(1)
+
+
+def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
+    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
+    return (rows.gather(1, (n - 1).clamp_min(0) // 2) + rows.gather(1, n // 2))[:, 0] / 2
+
+
+def _random(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    "One of what is known of each row, all alike."
+    lots = torch.rand(known.shape, dtype=torch.float32, device=known.device).masked_fill(~known, -1)
+    return values.gather(1, lots.argmax(1, keepdim=True))[:, 0]
+
+
+_FILLING = {"median": _median, "mean": _mean, "random": _random}
+
 # %% ../../nbs/models/16_masking.ipynb #7113b4f7
+def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
+    "Positions along an axis of `n` pixels, a step away; the other way where it would lead outside."
+    to = i + step
+    return torch.where((to < 0) | (to >= n), i - step, to).clamp(0, n - 1)
+
+
+def _mean_of_known(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    "Mean of each image and channel over what is not hidden, 0 where all is: `(B, C)`"
+    axes = tuple(range(2, x.ndim))
+    return x.masked_fill(hidden, 0).sum(axes) / (~hidden).sum(axes).clamp_min(1)
+
+# %% ../../nbs/models/16_masking.ipynb #e6b60228
 def fill_in(
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
     hidden: torch.Tensor,  # True where a pixel is hidden, `(B, 1 or C, [Z,] Y, X)`
@@ -61,39 +93,6 @@ def fill_in(
     out = x.clone()
     out[(b, c, *at)] = filled
     return out
-
-
-def _moved(i: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
-    "Positions along an axis of `n` pixels, a step away; the other way where it would lead outside."
-    to = i + step
-    return torch.where((to < 0) | (to >= n), i - step, to).clamp(0, n - 1)
-
-
-def _mean_of_known(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    "Mean of each image and channel over what is not hidden, 0 where all is: `(B, C)`"
-    axes = tuple(range(2, x.ndim))
-    return x.masked_fill(hidden, 0).sum(axes) / (~hidden).sum(axes).clamp_min(1)
-
-
-# %% ../../nbs/models/16_masking.ipynb #585e02b8
-def _mean(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Mean of each row over what is known."
-    return torch.where(known, values, 0).sum(1) / known.sum(1).clamp_min(1)
-
-
-def _median(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "Median of each row over what is known; by sorting, which a GPU repeats exactly."
-    rows, n = values.masked_fill(~known, math.inf).sort(1).values, known.sum(1, keepdim=True)
-    return (rows.gather(1, (n - 1).clamp_min(0) // 2) + rows.gather(1, n // 2))[:, 0] / 2
-
-
-def _random(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "One of what is known of each row, all alike."
-    lots = torch.rand(known.shape, dtype=torch.float32, device=known.device).masked_fill(~known, -1)
-    return values.gather(1, lots.argmax(1, keepdim=True))[:, 0]
-
-
-_FILLING = {"median": _median, "mean": _mean, "random": _random}
 
 # %% ../../nbs/models/16_masking.ipynb #9142b2df
 @dataclass(frozen=True)
@@ -125,19 +124,19 @@ def loss(self: Masking,
     weight: Optional[torch.Tensor],  # Cost map `(B, 1 or C, [Z,] Y, X)`; 0 = never a target
     measure: nn.Module,  # Loss of a prediction and its target
 ) -> torch.Tensor:  # One number
-    "The loss of noisy images; every strategy says this."
+    "The loss of noisy images; every strategy defines its own."
     raise TypeError(f"{type(self).__name__} must define `loss(run, x, weight, measure)`.")
 
-
+# %% ../../nbs/models/16_masking.ipynb #dd223c08
 @patch
 def noise(self: Masking,
     x: torch.Tensor,  # Noisy whole images, `(B, C, [Z,] Y, X)`
-    generator: torch.Generator,  # Of random numbers, on the CPU
+    generator: torch.Generator,  # Random numbers, on the CPU
 ) -> Optional[torch.Tensor]:  # `(B, N, [Z,] Y, X)`; None = a prediction does not depend on chance
-    "What one prediction begins with."
+    "The random numbers that one prediction begins with, such as a mask."
     return None
 
-
+# %% ../../nbs/models/16_masking.ipynb #79cd7d38
 @patch
 def draw(self: Masking,
     run: Callable,  # The network
@@ -146,38 +145,6 @@ def draw(self: Masking,
 ) -> torch.Tensor:  # The same size
     "One prediction; the network sees the image as it is."
     return run(x)
-
-# %% ../../nbs/models/16_masking.ipynb #53d332b1
-@patch
-def conceal(self: Masking,
-    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-    hidden: torch.Tensor,  # True at pixels that validate, `(B, 1 or C, [Z,] Y, X)`
-) -> torch.Tensor:  # A copy, the same size
-    "Hide pixels, and those on their lines, from a network that is being validated."
-    line, reach = getattr(self, "line", None), getattr(self, "reach", 0)
-    hidden = _grown(hidden, line, reach)
-    return fill_in(x, hidden, _around(x.ndim - 2, 1, line, reach), "mean")
-
-
-@patch
-def suits(self: Masking,
-    dims: int,  # Spatial dimensions, 2 or 3
-):
-    "`ConfigError` where a strategy does not go with images of so many axes."
-    neighbors(dims, 1, getattr(self, "line", None))
-
-
-def _check_share(name: str, value: float, most: float):
-    "`ConfigError` unless a share is above 0 and at most `most`."
-    if not 0 < value <= most:
-        raise ConfigError(
-            f"`model.masking.{name}` must be above 0 and at most {most}; got {value!r}."
-        )
-
-
-def _counted(hidden: torch.Tensor, weight: Optional[torch.Tensor]) -> torch.Tensor:
-    "Weights of the pixels that are to be guessed."
-    return hidden.float() if weight is None else hidden * weight
 
 # %% ../../nbs/models/16_masking.ipynb #b7c41d20
 def _grown(hidden: torch.Tensor, line: Optional[str], reach: int) -> torch.Tensor:
@@ -189,7 +156,7 @@ def _grown(hidden: torch.Tensor, line: Optional[str], reach: int) -> torch.Tenso
     grow = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
     return grow(size, 1, [n // 2 for n in size])(hidden.float()) > 0
 
-
+# %% ../../nbs/models/16_masking.ipynb #3f6e451a
 def _drawn(
     like: torch.Tensor, share: float, line: Optional[str], reach: int,
     generator: Optional[torch.Generator] = None,
@@ -205,12 +172,70 @@ def _drawn(
     hidden = torch.rand(size, generator=generator, device=like.device) < share
     return hidden.expand_as(like), hidden.expand_as(like)
 
-
+# %% ../../nbs/models/16_masking.ipynb #47025ae2
 def _around(dims: int, radius: int, line: Optional[str], reach: int) -> torch.Tensor:
     "Neighbors that stand in for hidden pixels: some beyond what is hidden."
     return neighbors(dims, reach + 1 if line and len(line) == dims else radius, line)
 
+# %% ../../nbs/models/16_masking.ipynb #53d332b1
+@patch
+def conceal(self: Masking,
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+    hidden: torch.Tensor,  # True at pixels that validate, `(B, 1 or C, [Z,] Y, X)`
+) -> torch.Tensor:  # A copy, the same size
+    "Hide pixels, and those on their lines, from a network that is being validated."
+    line, reach = getattr(self, "line", None), getattr(self, "reach", 0)
+    hidden = _grown(hidden, line, reach)
+    return fill_in(x, hidden, _around(x.ndim - 2, 1, line, reach), "mean")
+
+# %% ../../nbs/models/16_masking.ipynb #348e7dc0
+@patch
+def suits(self: Masking,
+    dims: int,  # Spatial dimensions, 2 or 3
+):
+    "`ConfigError` where the strategy's lines run along axes that images do not have."
+    neighbors(dims, 1, getattr(self, "line", None))
+
+# %% ../../nbs/models/16_masking.ipynb #c315507c
+def _check_share(name: str, value: float, most: float):
+    "`ConfigError` unless a share is above 0 and at most `most`."
+    if not 0 < value <= most:
+        raise ConfigError(
+            f"`model.masking.{name}` must be above 0 and at most {most}; got {value!r}."
+        )
+
+
+def _counted(hidden: torch.Tensor, weight: Optional[torch.Tensor]) -> torch.Tensor:
+    "Weights of the pixels that are to be guessed."
+    return hidden.float() if weight is None else hidden * weight
+
 # %% ../../nbs/models/16_masking.ipynb #fadcd94c
+_WHOLE = 64  # Reach in pixels of noise that goes on along whole lines
+
+
+def _most_guessed(line: Optional[str], reach: int) -> float:
+    "Share of pixels to guess, such that what is hidden stays within a fifth of all."
+    if line and reach >= _WHOLE: return 0.1  # whole lines, all of them guessed
+    hidden = (2 * reach + 1) ** len(line or "")
+    return min(0.05, float(f"{0.2 / hidden:.2g}"))
+
+# %% ../../nbs/models/16_masking.ipynb #6566f55b
+def _settle(masking: Masking, **shares: Callable):
+    "Put plain values in place of what is still 'auto': no lines, or the usual length of one."
+    keep = partial(object.__setattr__, masking)
+    if masking.line == "auto": keep("line", None)
+    if masking.reach == "auto": keep("reach", 5)
+    if isinstance(masking.reach, bool) or not isinstance(masking.reach, int) or masking.reach < 1:
+        raise ConfigError(
+            f"`model.masking.reach` must be auto or at least 1 pixel; got {masking.reach!r}."
+        )
+    for name, usual in shares.items():
+        if getattr(masking, name) == "auto": keep(name, usual(masking.line, masking.reach))
+
+# %% ../../nbs/models/16_masking.ipynb #937dfb43
+_FILLS = ("median", "mean", "random")
+
+
 @dataclass(frozen=True)
 class BlindSpot(Masking):
     "Hide a few pixels behind their neighbors: Noise2Void, N2V2, structN2V."
@@ -237,32 +262,6 @@ class BlindSpot(Masking):
                 f"`model.masking.radius` must be at least 1 pixel; got {self.radius}."
             )
 
-
-_FILLS = ("median", "mean", "random")
-
-
-def _settle(masking: Masking, **shares: Callable):
-    "Put plain values in place of what is still 'auto': no lines, or the usual length of one."
-    keep = partial(object.__setattr__, masking)
-    if masking.line == "auto": keep("line", None)
-    if masking.reach == "auto": keep("reach", 5)
-    if isinstance(masking.reach, bool) or not isinstance(masking.reach, int) or masking.reach < 1:
-        raise ConfigError(
-            f"`model.masking.reach` must be auto or at least 1 pixel; got {masking.reach!r}."
-        )
-    for name, usual in shares.items():
-        if getattr(masking, name) == "auto": keep(name, usual(masking.line, masking.reach))
-
-
-def _most_guessed(line: Optional[str], reach: int) -> float:
-    "Share of pixels to guess, such that what is hidden stays within a fifth of all."
-    if line and reach >= _WHOLE: return 0.1  # whole lines, all of them guessed
-    hidden = (2 * reach + 1) ** len(line or "")
-    return min(0.05, float(f"{0.2 / hidden:.2g}"))
-
-
-_WHOLE = 64  # Reach in pixels of noise that goes on along whole lines
-
 # %% ../../nbs/models/16_masking.ipynb #1655208e
 @patch
 def hide(self: BlindSpot,
@@ -274,7 +273,7 @@ def hide(self: BlindSpot,
     around = _around(x.ndim - 2, self.radius, self.line, self.reach)
     return fill_in(x, hidden, around, self.fill), guessed
 
-
+# %% ../../nbs/models/16_masking.ipynb #661d1825
 @patch
 def loss(self: BlindSpot, run, x, weight, measure):
     "How wrong the guesses are, at hidden pixels alone."
@@ -309,7 +308,7 @@ class BernoulliMask(Masking):
 @patch
 def keep(self: BernoulliMask,
     x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-    # Of random numbers, on the CPU; None = torch's own
+    # Random numbers, on the CPU; None = torch's own
     generator: Optional[torch.Generator] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # 1 where a pixel stays, else 0; True where it is guessed
     "Draw the pixels that stay, and those that are guessed: hidden ones far enough from all others."
@@ -322,7 +321,7 @@ def keep(self: BernoulliMask,
     guessed, hidden = _drawn(like, share, self.line, self.reach, generator)
     return (~hidden).to(x.dtype), guessed
 
-
+# %% ../../nbs/models/16_masking.ipynb #39a15603
 @patch
 def loss(self: BernoulliMask, run, x, weight, measure):
     "How wrong the guesses are, at hidden pixels alone."
@@ -330,18 +329,32 @@ def loss(self: BernoulliMask, run, x, weight, measure):
     pred = run(x * mask, mask)
     return apply_loss(measure, pred, x, _counted(guessed, weight).expand_as(x))
 
-
+# %% ../../nbs/models/16_masking.ipynb #7fc7328d
 @patch
 def noise(self: BernoulliMask, x, generator):
     "A mask of the pixels that stay, drawn as in training."
     return self.keep(x.cpu(), generator)[0]
 
-
+# %% ../../nbs/models/16_masking.ipynb #ce79b0fa
 @patch
 def draw(self: BernoulliMask, run, x, noise=None):
     "One prediction, with pixels hidden as in training."
     mask = self.keep(x)[0] if noise is None else noise
     return run(x * mask, mask)
+
+# %% ../../nbs/models/16_masking.ipynb #83b1b2b2
+def diagonals(
+    x: torch.Tensor,  # `(..., Y, X)`; a last odd row or column is left out
+) -> tuple[torch.Tensor, torch.Tensor]:  # Two images `(..., Y/2, X/2)`
+    "Means over the two diagonals of each square of four pixels."
+    a, b, c, d = _squares(x)
+    return (b + c) / 2, (a + d) / 2
+
+
+def _squares(x: torch.Tensor) -> list[torch.Tensor]:
+    "The four pixels of each square, upper left, upper right, lower left, lower right."
+    y, width = (n // 2 * 2 for n in x.shape[-2:])
+    return [x[..., i:y:2, j:width:2] for i in (0, 1) for j in (0, 1)]
 
 # %% ../../nbs/models/16_masking.ipynb #4021f4ba
 @dataclass(frozen=True)
@@ -360,19 +373,25 @@ class PairDownsample(Masking):
                 f"`model.masking.consistency` must be at least 0; got {self.consistency!r}."
             )
 
-# %% ../../nbs/models/16_masking.ipynb #83b1b2b2
-def diagonals(
-    x: torch.Tensor,  # `(..., Y, X)`; a last odd row or column is left out
-) -> tuple[torch.Tensor, torch.Tensor]:  # Two images `(..., Y/2, X/2)`
-    "Means over the two diagonals of each square of four pixels."
-    a, b, c, d = _squares(x)
-    return (b + c) / 2, (a + d) / 2
+# %% ../../nbs/models/16_masking.ipynb #ab90cd12
+@patch(cls_method=True)
+def follows(cls: PairDownsample, line, reach):
+    "False where whole lines have an offset: pixels of a line share it at any distance."
+    return reach < _WHOLE
 
-
-def _squares(x: torch.Tensor) -> list[torch.Tensor]:
-    "The four pixels of each square, upper left, upper right, lower left, lower right."
-    y, width = (n // 2 * 2 for n in x.shape[-2:])
-    return [x[..., i:y:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+# %% ../../nbs/models/16_masking.ipynb #8e73b18a
+@patch
+def apart(self: PairDownsample,
+    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
+) -> list[tuple]:  # Index of each; one, the whole, where noise is independent
+    "The interleaved images of pixels that are far enough from each other."
+    names = "ZYX"[-(x.ndim - 2):]
+    step = min(self.reach, 7) + 1
+    starts = [range(step if a in (self.line or "") else 1) for a in names]
+    return [
+        (..., *(slice(i, None, len(r)) for i, r in zip(at, starts)))
+        for at in itertools.product(*starts)
+    ]
 
 # %% ../../nbs/models/16_masking.ipynb #67bde4ce
 @patch
@@ -382,16 +401,6 @@ def draw(self: PairDownsample, run, x, noise=None):
     if len(places) == 1: return x - run(x)
     for at in places: out[at] = x[at] - run(x[at])
     return out
-
-
-@patch
-def loss(self: PairDownsample, run, x, weight, measure):
-    "Each half is the other's target; the whole must agree with both."
-    parts = [
-        self._loss(run, x[at], None if weight is None else weight[at], measure)
-        for at in self.apart(x)
-    ]
-    return sum(parts) / len(parts)
 
 # %% ../../nbs/models/16_masking.ipynb #4f5ef7b7
 @patch
@@ -407,25 +416,56 @@ def _loss(self: PairDownsample, run, x, weight, measure):
         total = total + self.consistency * apply_loss(measure, pred, wholes[i], clear) / 2
     return total
 
-# %% ../../nbs/models/16_masking.ipynb #ab90cd12
-@patch(cls_method=True)
-def follows(cls: PairDownsample, line, reach):
-    "Not where whole lines have an offset: pixels of a line share it at any distance."
-    return reach < _WHOLE
-
-
+# %% ../../nbs/models/16_masking.ipynb #fa498b68
 @patch
-def apart(self: PairDownsample,
-    x: torch.Tensor,  # `(B, C, [Z,] Y, X)`
-) -> list[tuple]:  # Index of each; one, the whole, where noise is independent
-    "The interleaved images of pixels that are far enough from each other."
-    names = "ZYX"[-(x.ndim - 2):]
-    step = min(self.reach, 7) + 1
-    starts = [range(step if a in (self.line or "") else 1) for a in names]
-    return [
-        (..., *(slice(i, None, len(r)) for i, r in zip(at, starts)))
-        for at in itertools.product(*starts)
+def loss(self: PairDownsample, run, x, weight, measure):
+    "Each half is the other's target; the whole must agree with both."
+    parts = [
+        self._loss(run, x[at], None if weight is None else weight[at], measure)
+        for at in self.apart(x)
     ]
+    return sum(parts) / len(parts)
+
+# %% ../../nbs/models/16_masking.ipynb #f2c8b3e5
+def _beyond(noise: dict, runs: dict) -> list[str]:
+    "Sentences on what no way of hiding pixels helps against."
+    said = []
+    if len(runs) > 1 and max(runs.values()) > 2:
+        n = max(runs.values())
+        said.append(
+            f"the noise spreads over {n} pixels on all sides, as in images that were enlarged or"
+            f" smoothed: take them as they were recorded, or reduce them {min(n, 4)} times first"
+        )
+    if noise.get("blocks"):
+        said.append(
+            "the images were compressed to blocks of 8 pixels (JPEG), which changes their noise"
+            " for good: take them as they were recorded, if you can"
+        )
+    for axis in noise.get("alternating", ()):
+        said.append(
+            f"every second pixel along {axis} is of another kind (interlaced, scanned to and fro,"
+            " or a mosaic of colors), and stays so in the result: put that right first, or give"
+            " every second line alone"
+        )
+    return said + _out_of_range(noise)
+
+# %% ../../nbs/models/16_masking.ipynb #d86057ab
+def _out_of_range(noise: dict) -> list[str]:
+    "Sentences on pixels that were darker or brighter than could be recorded."
+    said, percent = [], lambda share: f"{100 * share:.2g} %"
+    low, high = noise.get("clipped"), noise.get("saturated")
+    if low and low[1] > 0.05:
+        said.append(
+            f"{percent(low[1])} of the pixels are clipped at {low[0]:.6g}: the mean of what is left"
+            " there is brighter than the signal was, and so is the result; record with a higher"
+            " offset for dark structures to keep their contrast"
+        )
+    if high and high[1] > 0.001:
+        said.append(
+            f"{percent(high[1])} of the pixels are saturated at {high[0]:.6g}: what was brighter"
+            " is lost, and the result is no measure of intensity there"
+        )
+    return said
 
 # %% ../../nbs/models/16_masking.ipynb #f1c7a2d4
 @patch
@@ -453,38 +493,3 @@ def remarks(self: Masking,
                f"what is left of it can be averaged along {', '.join(open_axes)} afterwards")
         )
     return said + _beyond(noise, runs)
-
-# %% ../../nbs/models/16_masking.ipynb #f2c8b3e5
-def _beyond(noise: dict, runs: dict) -> list[str]:
-    "Sentences on what no way of hiding pixels helps against."
-    said, percent = [], lambda share: f"{100 * share:.2g} %"
-    if len(runs) > 1 and max(runs.values()) > 2:
-        n = max(runs.values())
-        said.append(
-            f"the noise spreads over {n} pixels on all sides, as in images that were enlarged or"
-            f" smoothed: take them as they were recorded, or reduce them {min(n, 4)} times first"
-        )
-    if noise.get("blocks"):
-        said.append(
-            "the images were compressed to blocks of 8 pixels (JPEG), which changes their noise"
-            " for good: take them as they were recorded, if you can"
-        )
-    for axis in noise.get("alternating", ()):
-        said.append(
-            f"every second pixel along {axis} is of another kind (interlaced, scanned to and fro,"
-            " or a mosaic of colors), and stays so in the result: put that right first, or give"
-            " every second line alone"
-        )
-    low, high = noise.get("clipped"), noise.get("saturated")
-    if low and low[1] > 0.05:
-        said.append(
-            f"{percent(low[1])} of the pixels are clipped at {low[0]:.6g}: the mean of what is left"
-            " there is brighter than the signal was, and so is the result; record with a higher"
-            " offset for dark structures to keep their contrast"
-        )
-    if high and high[1] > 0.001:
-        said.append(
-            f"{percent(high[1])} of the pixels are saturated at {high[0]:.6g}: what was brighter"
-            " is lost, and the result is no measure of intensity there"
-        )
-    return said

@@ -21,6 +21,21 @@ from .risk import best_smoothing, smooth
 from ..tiling import image_of, pad_to_multiple, unpad
 
 # %% ../../nbs/models/17_self_supervised.ipynb #027fd5c4
+def _check_channels(channels: str):
+    "`ConfigError` unless channels are denoised together or alone."
+    if channels not in ("together", "alone"):
+        raise ConfigError(f"`model.channels` must be 'together' or 'alone'; got {channels!r}.")
+
+
+def _check_smoothing(smoothing: float | str):
+    "`ConfigError` unless the blur is auto or 0 to 20 pixels."
+    number = isinstance(smoothing, (int, float)) and not isinstance(smoothing, bool)
+    if smoothing != "auto" and not (number and 0 <= smoothing <= 20):
+        raise ConfigError(
+            f"`model.smoothing` must be auto or a number of pixels from 0 to 20; got {smoothing!r}."
+        )
+
+# %% ../../nbs/models/17_self_supervised.ipynb #d9c99ba2
 class SelfSupervised(Im2ImModule):
     "A network trained on noisy images alone."
     parts = Im2ImModule.parts | {"net": "net", "loss": "loss", "masking": "masking"}
@@ -32,7 +47,7 @@ class SelfSupervised(Im2ImModule):
     def __init__(self,
         net: nn.Module,  # Any network `(B, C, [Z,] Y, X) -> (B, C, [Z,] Y, X)`
         masking: Masking | dict | None = None,  # The strategy; None = BlindSpot
-        # Of guesses; None = MSELoss, for which the best guess is the mean
+        # Loss of the guesses; None = MSELoss, for which the best guess is the mean
         loss: Optional[nn.Module] = None,
         # Channels are denoised 'together', or each 'alone' by one network of a single channel
         channels: str = "together",
@@ -58,21 +73,6 @@ class SelfSupervised(Im2ImModule):
         given = 0.0 if smoothing == "auto" else float(smoothing)
         self.register_buffer("blur", torch.full((3,), given))  # along Z, Y and X
         self.input_size = None if input_size is None else tuple(input_size)
-
-
-def _check_channels(channels: str):
-    "`ConfigError` for a choice that does not exist."
-    if channels not in ("together", "alone"):
-        raise ConfigError(f"`model.channels` must be 'together' or 'alone'; got {channels!r}.")
-
-
-def _check_smoothing(smoothing: float | str):
-    "`ConfigError` for what is no blur."
-    number = isinstance(smoothing, (int, float)) and not isinstance(smoothing, bool)
-    if smoothing != "auto" and not (number and 0 <= smoothing <= 20):
-        raise ConfigError(
-            f"`model.smoothing` must be auto or a number of pixels from 0 to 20; got {smoothing!r}."
-        )
 
 # %% ../../nbs/models/17_self_supervised.ipynb #e3fd1033
 @patch
@@ -107,13 +107,13 @@ def _fit(self: SelfSupervised, x: torch.Tensor, mask: Optional[torch.Tensor]) ->
 # %% ../../nbs/models/17_self_supervised.ipynb #2e703f3c
 @patch
 def network_channels(self: SelfSupervised, in_channels, dims):
-    "As many as the source has, or one where each is denoised alone; a mask is no channel."
+    "As many as the source has, or one where each is denoised alone; masks are not counted."
     return 1 if self.channels == "alone" else in_channels
 
 # %% ../../nbs/models/17_self_supervised.ipynb #cfdc5435
 @patch(as_prop=True)
 def draws(self: SelfSupervised) -> bool:
-    "Whether the strategy hides pixels in prediction, too."
+    "Whether predictions differ, because the strategy hides pixels at random in them, too."
     return self.strategy.draws
 
 
@@ -125,13 +125,13 @@ def dropout_noise(self: SelfSupervised) -> bool:
 
 @patch(as_prop=True)
 def samples(self: SelfSupervised) -> int:
-    "Predictions that are averaged at most."
+    "How many predictions are averaged at most."
     return self.strategy.samples
 
 
 @patch(as_prop=True)
 def tolerance(self: SelfSupervised) -> float:
-    "When their mean is good enough."
+    "Standard error, as a part of the image's spread, at which the mean is good enough."
     return getattr(self.strategy, "tolerance", 0.0)
 
 # %% ../../nbs/models/17_self_supervised.ipynb #95bc1fff
@@ -190,7 +190,7 @@ def _scattered(pixels: torch.Tensor) -> bool:
     for axis in range(2, pixels.ndim): near |= pixels.roll(1, axis) | pixels.roll(-1, axis)
     return float((pixels & near).sum()) < 0.8 * float(pixels.sum())
 
-
+# %% ../../nbs/models/17_self_supervised.ipynb #84cb6807
 @patch
 def validation_source(self: SelfSupervised, batch):
     "Images whose pixels that validate are hidden."
@@ -218,7 +218,7 @@ def sanity_check(self: SelfSupervised, batch):
     self.strategy.loss(lambda seen, mask=None: seen, x, batch.get("CM"), self.loss)
     return self.validation_losses(x, batch)
 
-
+# %% ../../nbs/models/17_self_supervised.ipynb #fedba16b
 @patch(cls_method=True)
 def check(cls: SelfSupervised, spec, spatial_dims, target_kind, pairing="source"):
     "`ConfigError` where data, network and strategy do not go together."
@@ -233,7 +233,7 @@ def check(cls: SelfSupervised, spec, spatial_dims, target_kind, pairing="source"
     cls.task.checked_metrics(spec.get("metrics"), "model.metrics")
     cls.task.check_targets(target_kind)
 
-
+# %% ../../nbs/models/17_self_supervised.ipynb #954cde98
 @patch(cls_method=True)
 def from_config(cls: SelfSupervised, spec, in_channels, out_channels, *args, **kwargs):
     "As for any framework; as many channels out as in, or one of each where they are alone."
@@ -244,6 +244,14 @@ def from_config(cls: SelfSupervised, spec, in_channels, out_channels, *args, **k
 _ASKED = {2: (512, 512), 3: (16, 256, 256)}  # Pixels that tell, shared by several images
 
 
+def _middle(x: torch.Tensor, n: int) -> torch.Tensor:
+    "The middle of an image, one of `n`."
+    *depth, height, width = _ASKED[x.ndim - 2]
+    most = [*depth, *(round(m / n ** 0.5) for m in (height, width))]
+    begin = [(max(0, (n - m) // 2), m) for n, m in zip(x.shape[2:], most)]
+    return x[(..., *[slice(b, b + m) for b, m in begin])]
+
+# %% ../../nbs/models/17_self_supervised.ipynb #8c212789
 @patch
 def calibrate(self: SelfSupervised, batches):
     "Find the blur that leaves results least wrong, where the config leaves it open."
@@ -262,17 +270,9 @@ def calibrate(self: SelfSupervised, batches):
     )
 
 
-def _middle(x: torch.Tensor, n: int) -> torch.Tensor:
-    "The middle of an image, one of `n`."
-    *depth, height, width = _ASKED[x.ndim - 2]
-    most = [*depth, *(round(m / n ** 0.5) for m in (height, width))]
-    begin = [(max(0, (n - m) // 2), m) for n, m in zip(x.shape[2:], most)]
-    return x[(..., *[slice(b, b + m) for b, m in begin])]
-
-
 @patch
 def _load_from_state_dict(self: SelfSupervised, state_dict, prefix, *args):
-    "As for any module; weights from before there was a blur have none."
+    "As for any module; weights without a blur leave it as it is."
     state_dict.setdefault(f"{prefix}blur", self.blur)
     super(SelfSupervised, self)._load_from_state_dict(state_dict, prefix, *args)
 
@@ -287,7 +287,7 @@ def _choice(noise: dict, dims: int) -> tuple[Optional[str], int]:
     most = (7, 3, 2)[len(runs) - 1]  # a square of many pixels leaves nothing to guess from
     return "".join(runs), min(max(runs.values()), most)
 
-
+# %% ../../nbs/models/17_self_supervised.ipynb #c82f1ef9
 @patch(cls_method=True)
 def suited(cls: SelfSupervised,
     spec: dict,  # The config's `model`
