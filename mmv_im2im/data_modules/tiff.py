@@ -225,6 +225,7 @@ def _check_planes(self: _Tiff):
 # %% ../../nbs/data_modules/03_tiff.ipynb #9f5d1058
 @patch
 def _select(self: _Tiff, images: list):
+    "Take one image of the file at one level of resolution, and check it."
     self.full = images[self.scene] if 0 <= self.scene < len(images) else None
     _check(self, len(images), len(self.full.levels) if self.full else 1)
     self.series = self.full.levels[self.level]
