@@ -35,7 +35,7 @@ def _damage(said: Sequence[str]) -> bool:
     found = [m for m in map(_DAMAGE.search, said) if m]
     return any(m[1] is None or int(m[1]) in _NEEDED for m in found)
 
-
+# %% ../../nbs/data_modules/03_tiff.ipynb #8862dc7b
 class _Tiff(_File):
     "An opened TIFF; pages are read one by one, and only those asked for."
     file = None
@@ -48,21 +48,63 @@ class _Tiff(_File):
             if _damage(said): raise DataError(_incomplete(self.path, "its header is not whole"))
         self._select(images)
 
-    def _select(self, images: list):
-        self.full = images[self.scene] if 0 <= self.scene < len(images) else None
-        _check(self, len(images), len(self.full.levels) if self.full else 1)
-        self.series = self.full.levels[self.level]
-        self.axes, self.shape, self.dtype = self.series.axes, self.series.shape, self.series.dtype
-        self._check_kind(images)
-        self.page_axes = _page_axes(self.shape, len(self.series.pages), self.series.keyframe)
-        self._check_planes()
-        self._tell_values()
-        _tell_scenes(self, [f"{s.axes} {'x'.join(map(str, s.shape))} {s.dtype}" for s in images])
-
     def close(self):
         if self.file is not None: self.file.close()
 
+# %% ../../nbs/data_modules/03_tiff.ipynb #69c3f387
+def _alike(page) -> tuple: return page.shape, page.axes, page.dtype, page.photometric
+
+
+def _stack(pages: list, page, kind: str):
+    "A series of pages."
+    return tifffile.TiffPageSeries(pages, (len(pages), *page.shape), page.dtype, "I" + page.axes,
+                                   kind=kind)
+
+
+def _stacked(images: list) -> list:
+    "The series, those whose pages are alike made one, in the order of the file."
+    groups: dict[tuple, list] = {}
+    for s in images: groups.setdefault(_alike(s.keyframe), []).append(s)
+    return [found[0] if len(found) == 1 else _stack(
+        sorted((p for s in found for p in s.pages), key=lambda p: p.treeindex),
+        found[0].keyframe, found[0].kind) for found in groups.values()]
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #90fd33ca
+def _without(images: list, pages: list) -> list:
+    "The series but for these pages."
+    gone, out = {p.treeindex for p in pages}, []
+    for s in images:
+        kept = [p for p in s.pages if p.treeindex not in gone]
+        if len(kept) == len(s.pages): out.append(s)
+        elif kept: out.append(_stack(kept, s.keyframe, s.kind))
+    return out
+
 # %% ../../nbs/data_modules/03_tiff.ipynb #bd7438d9
+@patch
+def _joined(self: _Tiff, images: list) -> list:
+    "Series of pages without a description, those alike in one."
+    pages = [p for s in images for p in s.pages]
+    inner = [p for p in pages if len(p.treeindex) > 1 or p.is_mask or p.is_reduced]
+    levels = [p for s in images for level in s.levels[1:] for p in level.pages]
+    if inner and len(inner) < len(pages):
+        _tell(self.path, "inner", f"holds {len(inner)} masks or reduced copies of its pages, which "
+              "are not read.")
+        images = _without(images, inner)
+    extra = [p for p in levels if len(p.treeindex) == 1 and not p.is_reduced]
+    if extra: _tell(self.path, "levels", "has pages of several sizes, which are taken for the "
+                    "resolutions of one image; see `level` and `ImageInfo.n_levels`.")
+    return _stacked(images)
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #8538ef23
+@patch
+def _enter_set(self: _Tiff):
+    "Narrow the OME header of a set of files to the images that have planes in this file."
+    place = _place_of(self.file, self.path)
+    if place is None: return
+    if place.others or place.spread: place.narrow()
+    if place.names: self.file._omexml = place.xml()
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #4f9fb518
 @patch
 def _images(self: _Tiff) -> list:
     "The images in the file, as series of pages."
@@ -83,53 +125,14 @@ def _images(self: _Tiff) -> list:
     if kinds == {"shaped"} and all(len(s.pages) == 1 for s in images): return _stacked(images)
     return images
 
-
-@patch
-def _joined(self: _Tiff, images: list) -> list:
-    "Series of pages without a description, those alike in one."
-    pages = [p for s in images for p in s.pages]
-    inner = [p for p in pages if len(p.treeindex) > 1 or p.is_mask or p.is_reduced]
-    levels = [p for s in images for level in s.levels[1:] for p in level.pages]
-    if inner and len(inner) < len(pages):
-        _tell(self.path, "inner", f"holds {len(inner)} masks or reduced copies of its pages, which "
-              "are not read.")
-        images = _without(images, inner)
-    extra = [p for p in levels if len(p.treeindex) == 1 and not p.is_reduced]
-    if extra: _tell(self.path, "levels", "has pages of several sizes, which are taken for the "
-                    "resolutions of one image; see `level` and `ImageInfo.n_levels`.")
-    return _stacked(images)
-
-# %% ../../nbs/data_modules/03_tiff.ipynb #69c3f387
-def _alike(page) -> tuple: return page.shape, page.axes, page.dtype, page.photometric
-
-
-def _without(images: list, pages: list) -> list:
-    "The series but for these pages."
-    gone, out = {p.treeindex for p in pages}, []
-    for s in images:
-        kept = [p for p in s.pages if p.treeindex not in gone]
-        if len(kept) == len(s.pages): out.append(s)
-        elif kept: out.append(_stack(kept, s.keyframe, s.kind))
-    return out
-
-
-def _stack(pages: list, page, kind: str):
-    "A series of pages."
-    return tifffile.TiffPageSeries(pages, (len(pages), *page.shape), page.dtype, "I" + page.axes,
-                                   kind=kind)
-
-
-def _stacked(images: list) -> list:
-    "The series, those whose pages are alike made one, in the order of the file."
-    groups: dict[tuple, list] = {}
-    for s in images: groups.setdefault(_alike(s.keyframe), []).append(s)
-    return [found[0] if len(found) == 1 else _stack(
-        sorted((p for s in found for p in s.pages), key=lambda p: p.treeindex),
-        found[0].keyframe, found[0].kind) for found in groups.values()]
-
 # %% ../../nbs/data_modules/03_tiff.ipynb #c707a1b5
 _COLORS = {0, 1, 2, 3, 32844, 32845}  # gray, RGB, palette
 _SAVE = "save them as files of their own"
+
+
+def _yx(page) -> tuple[int, int]:
+    page = page.aspage()  # tifffile's quick frames have no size of their own
+    return page.imagelength, page.imagewidth
 
 
 @patch
@@ -151,10 +154,10 @@ def _check_kind(self: _Tiff, images: list):
         raise DataError(f"{self.path} has pixels of dtype {self.dtype}, which are no intensities; "
                         "save real numbers, such as magnitude or phase.")
 
-
-def _yx(page) -> tuple[int, int]:
-    page = page.aspage()  # tifffile's quick frames have no size of their own
-    return page.imagelength, page.imagewidth
+# %% ../../nbs/data_modules/03_tiff.ipynb #f98cf0b6
+def _tell_turned(path: Path, turn: int):
+    _tell(path, "turned", f"asks to be shown turned or mirrored (orientation {turn}); its pixels "
+          "are given as stored.")
 
 
 @patch
@@ -172,12 +175,24 @@ def _tell_values(self: _Tiff):
     turn = page.tags.valueof(274, 1)
     if turn not in (0, 1): _tell_turned(self.path, turn)
 
-
-def _tell_turned(path: Path, turn: int):
-    _tell(path, "turned", f"asks to be shown turned or mirrored (orientation {turn}); its pixels "
-          "are given as stored.")
-
 # %% ../../nbs/data_modules/03_tiff.ipynb #0b3715e5
+def _imagej_planes(file: tifffile.TiffFile) -> Optional[int]:
+    "Planes that ImageJ's header names, None where there is no such header."
+    about = file.imagej_metadata if file.is_imagej else None
+    if not about: return None
+    named = [about.get(k, 1) for k in ("channels", "slices", "frames")]
+    try: return max(int(about.get("images", 1)), math.prod(map(int, named)))
+    except (TypeError, ValueError): return None
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #8d8b46fc
+def _page_axes(shape, n_pages: int, page) -> Optional[int]:
+    "How many leading axes count pages; None where pages and axes do not match."
+    fit = [n for n in range(len(shape) + 1)
+           if math.prod(shape[:n]) == n_pages and math.prod(shape[n:]) == page.size]
+    exact = [n for n in fit if tuple(shape[n:]) == page.shape]
+    return (exact or fit or [None])[0]
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #a61cb7ef
 _UNTOLD = "generic", "uniform"  # series whose planes no header counts
 
 
@@ -207,31 +222,19 @@ def _check_planes(self: _Tiff):
         _tell(self.path, "inner", f"holds {n_inner} images inside its first page (SubIFDs), which "
               "are not read.")
 
-
-def _imagej_planes(file: tifffile.TiffFile) -> Optional[int]:
-    "Planes that ImageJ's header names, None where there is no such header."
-    about = file.imagej_metadata if file.is_imagej else None
-    if not about: return None
-    named = [about.get(k, 1) for k in ("channels", "slices", "frames")]
-    try: return max(int(about.get("images", 1)), math.prod(map(int, named)))
-    except (TypeError, ValueError): return None
-
-# %% ../../nbs/data_modules/03_tiff.ipynb #8538ef23
+# %% ../../nbs/data_modules/03_tiff.ipynb #9f5d1058
 @patch
-def _enter_set(self: _Tiff):
-    "Narrow the OME header of a set of files to the images that have planes in this file."
-    place = _place_of(self.file, self.path)
-    if place is None: return
-    if place.others or place.spread: place.narrow()
-    if place.names: self.file._omexml = place.xml()
-
-# %% ../../nbs/data_modules/03_tiff.ipynb #8d8b46fc
-def _page_axes(shape, n_pages: int, page) -> Optional[int]:
-    "How many leading axes count pages; None where pages and axes do not match."
-    fit = [n for n in range(len(shape) + 1)
-           if math.prod(shape[:n]) == n_pages and math.prod(shape[n:]) == page.size]
-    exact = [n for n in fit if tuple(shape[n:]) == page.shape]
-    return (exact or fit or [None])[0]
+def _select(self: _Tiff, images: list):
+    "Take one image of the file at one level of resolution, and check it."
+    self.full = images[self.scene] if 0 <= self.scene < len(images) else None
+    _check(self, len(images), len(self.full.levels) if self.full else 1)
+    self.series = self.full.levels[self.level]
+    self.axes, self.shape, self.dtype = self.series.axes, self.series.shape, self.series.dtype
+    self._check_kind(images)
+    self.page_axes = _page_axes(self.shape, len(self.series.pages), self.series.keyframe)
+    self._check_planes()
+    self._tell_values()
+    _tell_scenes(self, [f"{s.axes} {'x'.join(map(str, s.shape))} {s.dtype}" for s in images])
 
 # %% ../../nbs/data_modules/03_tiff.ipynb #3d13d5b7
 def _check_bytes(page, path: Path, numbers: Optional[Sequence[int]] = None):
@@ -252,41 +255,7 @@ def _check_bytes(page, path: Path, numbers: Optional[Sequence[int]] = None):
         if sum(pairs[1]) < least:
             raise DataError(_incomplete(path, f"it stores {sum(pairs[1])} of {least} bytes"))
 
-# %% ../../nbs/data_modules/03_tiff.ipynb #6f28194d
-@patch
-def take(self: _Tiff, index: Sequence[Sequence[int]]) -> np.ndarray:
-    "Pixels at `index`, positions for each of the file's axes."
-    n, pages, shape = self.page_axes, self.series.pages, self.series.keyframe.shape
-    if n is None: return self._take_contiguous(index)
-    numbers = np.arange(len(pages)).reshape(self.shape[:n])[np.ix_(*index[:n])]
-    same = tuple(self.shape[n:]) == shape  # or else some axes of length 1 are left out of one
-    box = [_hull(keep) for keep in index[n:]] if same else [(0, s) for s in shape]
-    planes = [self._page(pages[i], box) for i in numbers.ravel().tolist()]
-    image = planes[0][None] if len(planes) == 1 else np.stack(planes)
-    inner, starts = self.shape[n:], [0] * len(index[n:])
-    if same: inner, starts = [b - a for a, b in box], [a for a, _ in box]
-    image = image.reshape(*numbers.shape, *inner)
-    rest = [[i - a for i in keep] for keep, a in zip(index[n:], starts)]
-    return _pick(image, [range(s) for s in numbers.shape] + rest)
-
 # %% ../../nbs/data_modules/03_tiff.ipynb #e8773131
-@patch
-def _page(self: _Tiff, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
-    "The pixels of a page within `box`, a `(start, stop)` for each of its axes."
-    if page is None: _check_bytes(page, self.path)
-    page = self._true(page)
-    frame, cut = page.keyframe, tuple(slice(*b) for b in box)
-    whole = all(b == (0, n) for b, n in zip(box, page.shape))
-    tiled = not frame.is_contiguous and frame.imagedepth == 1 and {"Y", "X"} <= set(frame.axes)
-    if tiled and not whole: return self._page_part(page, dict(zip(frame.axes, box)))
-    _check_bytes(page, self.path)
-    # tifffile 2023 fails on big-endian pixels under NumPy 2, so those are mapped
-    if page.is_final and not (whole and self.file.byteorder == "<"):
-        mapped = self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
-        return np.array(mapped[cut])
-    with _reopened(page.parent.filehandle): return page.asarray()[cut]
-
-
 @contextmanager
 def _reopened(file: tifffile.FileHandle) -> Iterator[tifffile.FileHandle]:
     "The same file, open: of several that make up an OME-TIFF tifffile keeps only the first so."
@@ -297,35 +266,7 @@ def _reopened(file: tifffile.FileHandle) -> Iterator[tifffile.FileHandle]:
     finally:
         if closed: file.close()
 
-# %% ../../nbs/data_modules/03_tiff.ipynb #f363894c
-@patch
-def _page_part(self: _Tiff, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
-    "The pixels of a page within `box`, from the tiles or strips that it touches."
-    frame, (y0, y1), (x0, x1) = page.keyframe, box["Y"], box["X"]
-    samples = box.get("S", (0, 1))
-    planes, s = (samples, (0, 1)) if frame.planarconfig == 2 else ((0, 1), samples)
-    shape = planes[1] - planes[0], y1 - y0, x1 - x0, s[1] - s[0]
-    out = np.full(shape, frame.nodata, np.dtype(self.dtype).newbyteorder("="))
-    for part, plane, y, x in self._decoded(page, range(*planes), (y0, y1), (x0, x1)):
-        ya, yb = max(y, y0), min(y + part.shape[1], y1)
-        xa, xb = max(x, x0), min(x + part.shape[2], x1)
-        out[plane - planes[0], ya - y0:yb - y0, xa - x0:xb - x0] = \
-            part[0, ya - y:yb - y, xa - x:xb - x, slice(*s)]
-    return out.reshape([b - a for a, b in box.values()])
-
 # %% ../../nbs/data_modules/03_tiff.ipynb #dfd86aeb
-@patch
-def _true(self: _Tiff, page):
-    "The page by its own header where that differs; `DataError` if its shape or dtype does, too."
-    if not isinstance(page, tifffile.TiffFrame) or page.offset <= 0: return page
-    with _reopened(page.parent.filehandle):
-        if _ifd(page) == _ifd(page.keyframe): return page
-        found = page.aspage()
-    if _alike(found) == _alike(page.keyframe): return found
-    raise DataError(f"{self.path}: page {page.index} has {found.shape} pixels of {found.dtype}, "
-                    f"others {page.keyframe.shape} of {page.keyframe.dtype}; {_SAVE}.")
-
-
 _STORED = {256, 257, 258, 259, 262, 277, 284, 317, 322, 323, 339}  # tags of how pixels are stored
 
 
@@ -338,6 +279,18 @@ def _ifd(page) -> list[bytes]:
     entries = [raw[i:i + tiff.tagsize] for i in range(0, len(raw), tiff.tagsize)]
     code = lambda e: struct.unpack(order + "H", e[:2])[0]
     return [e for e in entries if code(e) in _STORED]
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #01b0ea0f
+@patch
+def _true(self: _Tiff, page):
+    "The page by its own header where that differs; `DataError` if its shape or dtype does, too."
+    if not isinstance(page, tifffile.TiffFrame) or page.offset <= 0: return page
+    with _reopened(page.parent.filehandle):
+        if _ifd(page) == _ifd(page.keyframe): return page
+        found = page.aspage()
+    if _alike(found) == _alike(page.keyframe): return found
+    raise DataError(f"{self.path}: page {page.index} has {found.shape} pixels of {found.dtype}, "
+                    f"others {page.keyframe.shape} of {page.keyframe.dtype}; {_SAVE}.")
 
 # %% ../../nbs/data_modules/03_tiff.ipynb #b8853877
 def _tile_size(frame) -> tuple[int, int]:
@@ -366,6 +319,22 @@ def _decoded(self: _Tiff, page, planes: range, rows: tuple[int, int], columns: t
                 jpegtables=page.jpegtables, jpegheader=frame.jpegheader)
             yield part, plane, y, x
 
+# %% ../../nbs/data_modules/03_tiff.ipynb #f363894c
+@patch
+def _page_part(self: _Tiff, page, box: dict[str, tuple[int, int]]) -> np.ndarray:
+    "The pixels of a page within `box`, from the tiles or strips that it touches."
+    frame, (y0, y1), (x0, x1) = page.keyframe, box["Y"], box["X"]
+    samples = box.get("S", (0, 1))
+    planes, s = (samples, (0, 1)) if frame.planarconfig == 2 else ((0, 1), samples)
+    shape = planes[1] - planes[0], y1 - y0, x1 - x0, s[1] - s[0]
+    out = np.full(shape, frame.nodata, np.dtype(self.dtype).newbyteorder("="))
+    for part, plane, y, x in self._decoded(page, range(*planes), (y0, y1), (x0, x1)):
+        ya, yb = max(y, y0), min(y + part.shape[1], y1)
+        xa, xb = max(x, x0), min(x + part.shape[2], x1)
+        out[plane - planes[0], ya - y0:yb - y0, xa - x0:xb - x0] = \
+            part[0, ya - y:yb - y, xa - x:xb - x, slice(*s)]
+    return out.reshape([b - a for a, b in box.values()])
+
 # %% ../../nbs/data_modules/03_tiff.ipynb #9ea67809
 @patch
 def _take_contiguous(self: _Tiff, index):
@@ -386,6 +355,40 @@ def _mapped(self: _Tiff, path, offset: int, shape) -> np.ndarray:
     dtype = np.dtype(self.dtype).newbyteorder(self.file.byteorder)
     return np.memmap(path, dtype, "r", offset, tuple(shape))
 
+# %% ../../nbs/data_modules/03_tiff.ipynb #271e0925
+@patch
+def _page(self: _Tiff, page, box: Sequence[tuple[int, int]]) -> np.ndarray:
+    "The pixels of a page within `box`, a `(start, stop)` for each of its axes."
+    if page is None: _check_bytes(page, self.path)
+    page = self._true(page)
+    frame, cut = page.keyframe, tuple(slice(*b) for b in box)
+    whole = all(b == (0, n) for b, n in zip(box, page.shape))
+    tiled = not frame.is_contiguous and frame.imagedepth == 1 and {"Y", "X"} <= set(frame.axes)
+    if tiled and not whole: return self._page_part(page, dict(zip(frame.axes, box)))
+    _check_bytes(page, self.path)
+    # tifffile 2023 fails on big-endian pixels under NumPy 2, so those are mapped
+    if page.is_final and not (whole and self.file.byteorder == "<"):
+        mapped = self._mapped(page.parent.filehandle.path, page.dataoffsets[0], page.shape)
+        return np.array(mapped[cut])
+    with _reopened(page.parent.filehandle): return page.asarray()[cut]
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #6f28194d
+@patch
+def take(self: _Tiff, index: Sequence[Sequence[int]]) -> np.ndarray:
+    "Pixels at `index`, positions for each of the file's axes."
+    n, pages, shape = self.page_axes, self.series.pages, self.series.keyframe.shape
+    if n is None: return self._take_contiguous(index)
+    numbers = np.arange(len(pages)).reshape(self.shape[:n])[np.ix_(*index[:n])]
+    same = tuple(self.shape[n:]) == shape  # or else some axes of length 1 are left out of one
+    box = [_hull(keep) for keep in index[n:]] if same else [(0, s) for s in shape]
+    planes = [self._page(pages[i], box) for i in numbers.ravel().tolist()]
+    image = planes[0][None] if len(planes) == 1 else np.stack(planes)
+    inner, starts = self.shape[n:], [0] * len(index[n:])
+    if same: inner, starts = [b - a for a, b in box], [a for a, _ in box]
+    image = image.reshape(*numbers.shape, *inner)
+    rest = [[i - a for i in keep] for keep, a in zip(index[n:], starts)]
+    return _pick(image, [range(s) for s in numbers.shape] + rest)
+
 # %% ../../nbs/data_modules/03_tiff.ipynb #6dc64f1d
 @patch(as_prop=True)
 def grain(self: _Tiff) -> tuple[int, ...]:
@@ -400,16 +403,6 @@ def grain(self: _Tiff) -> tuple[int, ...]:
     return (1,) * n + tuple(min(sizes.get(a, s), s) for a, s in zip(frame.axes, frame.shape))
 
 # %% ../../nbs/data_modules/03_tiff.ipynb #fab00206
-@patch
-def about(self: _Tiff):
-    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
-    names, size = [], (None, None, None)
-    if self.file.is_ome: names, size = _ome_metadata(self.file.ome_metadata, _ome_place(self))
-    elif self.file.is_imagej: names, size = _imagej_metadata(self.file)
-    coarser = {a: n / m for a, n, m in zip(self.full.axes, self.full.shape, self.shape)}
-    return names, tuple(s and s * coarser.get(a, 1.) for a, s in zip("ZYX", size))
-
-
 def _ome_place(source) -> tuple[str, tuple[int, int], int]:
     "Name and size `(Y, X)` of the image that is read, and how many before it have the same."
     key = lambda s: (s.name or "", _yx(s.keyframe))
@@ -427,6 +420,16 @@ def _imagej_metadata(file: tifffile.TiffFile):
 
     z = _microns(about.get("spacing"), about.get("zunit", unit))
     return [], (z, size("YResolution", about.get("yunit", unit)), size("XResolution", unit))
+
+# %% ../../nbs/data_modules/03_tiff.ipynb #fd133cf2
+@patch
+def about(self: _Tiff):
+    "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
+    names, size = [], (None, None, None)
+    if self.file.is_ome: names, size = _ome_metadata(self.file.ome_metadata, _ome_place(self))
+    elif self.file.is_imagej: names, size = _imagej_metadata(self.file)
+    coarser = {a: n / m for a, n, m in zip(self.full.axes, self.full.shape, self.shape)}
+    return names, tuple(s and s * coarser.get(a, 1.) for a, s in zip("ZYX", size))
 
 # %% ../../nbs/data_modules/03_tiff.ipynb #656f8620
 def __getattr__(name): return moved(__name__, name)

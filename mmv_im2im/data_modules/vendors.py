@@ -63,14 +63,6 @@ class _Nd2(_File):
 
 # %% ../../nbs/data_modules/05_vendors.ipynb #8f318803
 @patch
-def take(self: _Nd2, index):
-    "Pixels at `index`, positions for each of the file's axes."
-    outer, inner = index[:len(self.loops)], index[len(self.loops):]
-    frames = [self._frame(at, inner) for at in product(*outer)]
-    return np.stack(frames).reshape(*map(len, outer), *frames[0].shape)
-
-
-@patch
 def _frame(self: _Nd2, at: tuple[int, ...], index) -> np.ndarray:
     "Pixels of the frame at these positions along the loops."
     number = self.frames.get(at)
@@ -83,7 +75,15 @@ def _frame(self: _Nd2, at: tuple[int, ...], index) -> np.ndarray:
     frame = self.file.read_frame(number).reshape(self.shape[len(self.loops):])
     return np.array(_pick(frame, index))  # a copy: what nd2 gives goes away with the file
 
+# %% ../../nbs/data_modules/05_vendors.ipynb #df173776
+@patch
+def take(self: _Nd2, index):
+    "Pixels at `index`, positions for each of the file's axes."
+    outer, inner = index[:len(self.loops)], index[len(self.loops):]
+    frames = [self._frame(at, inner) for at in product(*outer)]
+    return np.stack(frames).reshape(*map(len, outer), *frames[0].shape)
 
+# %% ../../nbs/data_modules/05_vendors.ipynb #293f2c96
 @patch
 def about(self: _Nd2):
     "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
@@ -95,6 +95,14 @@ def about(self: _Nd2):
     return names, tuple(size if known else None for size, known in sizes)[::-1]
 
 # %% ../../nbs/data_modules/05_vendors.ipynb #423b5f56
+def _czi_scenes(file) -> list[tuple[Optional[int], dict]]:
+    "The number of each scene, None where there is only one, and what it spans along each axis."
+    found = []
+    for spans in file.get_dims_shape():
+        found += [(s, spans) for s in range(*spans["S"])] if "S" in spans else [(None, spans)]
+    return found
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #de2d7010
 _CZI_TYPES = dict(gray8="uint8", bgr24="uint8", gray16="uint16", bgr48="uint16", gray32="uint32",
                   gray32float="float32", bgr96float="float32")
 
@@ -120,14 +128,6 @@ class _Czi(_File):
 
     def _size(self, axis: str) -> int: return self.spans[axis][1] - self.spans[axis][0]
 
-
-def _czi_scenes(file) -> list[tuple[Optional[int], dict]]:
-    "The number of each scene, None where there is only one, and what it spans along each axis."
-    found = []
-    for spans in file.get_dims_shape():
-        found += [(s, spans) for s in range(*spans["S"])] if "S" in spans else [(None, spans)]
-    return found
-
 # %% ../../nbs/data_modules/05_vendors.ipynb #214b45c1
 @patch
 def _plane_box(self: _Czi):
@@ -136,15 +136,7 @@ def _plane_box(self: _Czi):
     box = self.file.get_all_scene_bounding_boxes()[self.number or 0]
     return (box.y, box.x), (box.h, box.w)
 
-
-@patch
-def take(self: _Czi, index):
-    "Pixels at `index`, positions for each of the file's axes."
-    outer, inner = index[:len(self.loops)], index[len(self.loops):]
-    planes = [self._plane(at, inner) for at in product(*outer)]
-    return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
-
-
+# %% ../../nbs/data_modules/05_vendors.ipynb #467bb0fc
 @patch
 def _plane(self: _Czi, at: Sequence[int], index) -> np.ndarray:
     "Pixels of the plane at these positions along the loops."
@@ -163,6 +155,14 @@ def _plane(self: _Czi, at: Sequence[int], index) -> np.ndarray:
     plane = np.asarray(plane, self.dtype).reshape(shape)
     return _pick(plane[..., ::-1] if len(shape) == 3 else plane, index)
 
+# %% ../../nbs/data_modules/05_vendors.ipynb #928e2170
+@patch
+def take(self: _Czi, index):
+    "Pixels at `index`, positions for each of the file's axes."
+    outer, inner = index[:len(self.loops)], index[len(self.loops):]
+    planes = [self._plane(at, inner) for at in product(*outer)]
+    return np.stack(planes).reshape(*map(len, outer), *planes[0].shape)
+
 # %% ../../nbs/data_modules/05_vendors.ipynb #e8d16fe9
 @patch
 def about(self: _Czi):
@@ -175,6 +175,58 @@ def about(self: _Czi):
               for d in root.findall(".//{*}Scaling/{*}Items/{*}Distance")}
     sizes = [float(metres.get(a) or 0) * 1e6 or None for a in "ZYX"]  # 0 where nobody set it
     return (names if all(names) else []), tuple(sizes)
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #4c1ca48d
+def _png_kind(path: Path) -> tuple[int, int]:
+    "Bits of a value, and colors: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha."
+    with open(path, "rb") as file: head = file.read(26)
+    return head[24], head[25]
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #373b557a
+def _palette(image) -> Optional[np.ndarray]:
+    "The colors `(n, 3)`, None where each number stands for the same gray."
+    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    same = (colors == np.arange(len(colors))[:, None]).all()
+    return None if same else colors
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #f845ab36
+_PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that pixels are made of
+
+
+def _bare_png(path: Path) -> Optional[io.BytesIO]:
+    "A PNG without its optional chunks, the others being whole; None where it is no PNG."
+    raw = path.read_bytes()
+    if not raw.startswith(b"\x89PNG\r\n\x1a\n"): return None
+    out, at = [raw[:8]], 8
+    while at + 8 <= len(raw):
+        n, kind = struct.unpack(">I4s", raw[at:at + 8])
+        part, at = raw[at:at + 12 + n], at + 12 + n
+        if kind not in _PIXELS: continue
+        if zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big"):
+            raise DataError(_incomplete(path, f"its part {kind.decode()} has another checksum"))
+        out.append(part)
+    return io.BytesIO(b"".join(out))
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #899216c9
+def _open_picture(path: Path):
+    "The header, of an image of any size."
+    from PIL import Image, UnidentifiedImageError
+
+    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try: return Image.open(path)
+    except (UnidentifiedImageError, ValueError, struct.error):
+        if (bare := _bare_png(path)) is None: raise
+        return Image.open(bare)
+    finally: Image.MAX_IMAGE_PIXELS = most
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #dcecfa07
+def _tell_picture(source: _File):
+    "Say what a program would show otherwise."
+    if getattr(source.image, "n_frames", 1) > 1:
+        _tell(source.path, "frames", "holds several pictures; the first is read.")
+    try: turn = source.image.getexif().get(274, 1)
+    except Exception: return  # broken metadata
+    if turn not in (0, 1): _tell_turned(source.path, turn)
 
 # %% ../../nbs/data_modules/05_vendors.ipynb #b8be0b6a
 class _Picture(_File):
@@ -203,58 +255,6 @@ class _Picture(_File):
     def close(self):
         if getattr(self, "image", None): self.image.close()
 
-# %% ../../nbs/data_modules/05_vendors.ipynb #4c1ca48d
-def _open_picture(path: Path):
-    "The header, of an image of any size."
-    from PIL import Image, UnidentifiedImageError
-
-    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try: return Image.open(path)
-    except (UnidentifiedImageError, ValueError, struct.error):
-        if (bare := _bare_png(path)) is None: raise
-        return Image.open(bare)
-    finally: Image.MAX_IMAGE_PIXELS = most
-
-
-_PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # chunks of a PNG that pixels are made of
-
-
-def _bare_png(path: Path) -> Optional[io.BytesIO]:
-    "A PNG without its optional chunks, the others being whole; None where it is no PNG."
-    raw = path.read_bytes()
-    if not raw.startswith(b"\x89PNG\r\n\x1a\n"): return None
-    out, at = [raw[:8]], 8
-    while at + 8 <= len(raw):
-        n, kind = struct.unpack(">I4s", raw[at:at + 8])
-        part, at = raw[at:at + 12 + n], at + 12 + n
-        if kind not in _PIXELS: continue
-        if zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big"):
-            raise DataError(_incomplete(path, f"its part {kind.decode()} has another checksum"))
-        out.append(part)
-    return io.BytesIO(b"".join(out))
-
-
-def _png_kind(path: Path) -> tuple[int, int]:
-    "Bits of a value, and colors: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGB with alpha."
-    with open(path, "rb") as file: head = file.read(26)
-    return head[24], head[25]
-
-
-def _palette(image) -> Optional[np.ndarray]:
-    "The colors `(n, 3)`, None where each number stands for the same gray."
-    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    same = (colors == np.arange(len(colors))[:, None]).all()
-    return None if same else colors
-
-
-def _tell_picture(source: _Picture):
-    "Say what a program would show otherwise."
-    if getattr(source.image, "n_frames", 1) > 1:
-        _tell(source.path, "frames", "holds several pictures; the first is read.")
-    try: turn = source.image.getexif().get(274, 1)
-    except Exception: return  # broken metadata
-    if turn not in (0, 1): _tell_turned(source.path, turn)
-
 # %% ../../nbs/data_modules/05_vendors.ipynb #f9cdfba7
 @patch
 def take(self: _Picture, index):
@@ -273,7 +273,7 @@ def take(self: _Picture, index):
     if self.color == 0 and self.bits in (2, 4): pixels = pixels // (255 // (2**self.bits - 1))
     return np.array(_pick(pixels.astype(self.dtype, copy=False), index))
 
-
+# %% ../../nbs/data_modules/05_vendors.ipynb #3e388525
 @patch
 def meant(self: _Picture, axes: Optional[str]):
     "Take a palette for what the caller's axes say: colors, or numbers."
@@ -286,6 +286,14 @@ def meant(self: _Picture, axes: Optional[str]):
     if set(axes.upper()) & set("SC"): self.axes, self.shape = "YXS", (*self.shape[:2], 3)
 
 # %% ../../nbs/data_modules/05_vendors.ipynb #5424cae7
+@contextmanager
+def _quiet():
+    "aicsimageio and what it calls report through warnings and the log; errors still get through."
+    with warnings.catch_warnings(), _records("aicsimageio.aics_image"):
+        warnings.simplefilter("ignore")
+        yield
+
+# %% ../../nbs/data_modules/05_vendors.ipynb #5e74a858
 class _Other(_File):
     "A file of any other format, opened by aicsimageio."
     def open(self):
@@ -308,11 +316,3 @@ class _Other(_File):
             try: names = [str(n) for n in self.image.channel_names or ()]
             except Exception: names = []  # DefaultReader fails here for some color images
             return names, tuple(self.image.physical_pixel_sizes)
-
-
-@contextmanager
-def _quiet():
-    "aicsimageio and what it calls report through warnings and the log; errors still get through."
-    with warnings.catch_warnings(), _records("aicsimageio.aics_image"):
-        warnings.simplefilter("ignore")
-        yield

@@ -21,6 +21,83 @@ from mmv_im2im.data_modules.axes import (
     _File, _axes_by_ndim, _check, _incomplete, _microns, _slice, _tell, _tell_scenes,
 )
 
+# %% ../../nbs/data_modules/04_zarr.ipynb #7ab1939b
+def _zarr_json(folder: Path, name: str, path: Path) -> dict:
+    "A metadata file, empty where there is none."
+    if not (folder/name).is_file(): return {}
+    try:
+        found = json.loads((folder/name).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(_incomplete(path, f"{folder/name} is no JSON: {e}")) from e
+    if not isinstance(found, dict): raise DataError(_incomplete(path, f"{folder/name} is no dict"))
+    return found
+
+# %% ../../nbs/data_modules/04_zarr.ipynb #cb6ed105
+def _zarr_images(path: Path) -> list[tuple[Path, dict, dict]]:
+    "Every image of a zarr: its folder, its entry of `multiscales`, all attributes."
+    if (path/"zarr.json").is_file():
+        raise DataError(f"{path} is in zarr format 3 (OME-Zarr 0.5); only format 2 (up to 0.4) can "
+                        "be read, so save it as that.")
+    if (path/".zarray").is_file(): return [(path, dict(datasets=[dict(path="")]), {})]
+    found, folders = [], [path]
+    if "bioformats2raw.layout" in _zarr_json(path, ".zattrs", path):
+        folders = sorted((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for folder in folders:
+        about = _zarr_json(folder, ".zattrs", path)
+        found += [(folder, m, about) for m in about.get("multiscales", []) if m.get("datasets")]
+    if found: return found
+    if "plate" in _zarr_json(path, ".zattrs", path):
+        raise DataError(f"{path} is a plate; give the path of one of its fields, such as "
+                        f"{path/'A'/'1'/'0'}.")
+    arrays = sorted(p.parent.relative_to(path).as_posix() for p in path.glob("*/.zarray"))
+    raise DataError(f"{path} must be a zarr array or an OME-Zarr; it has neither .zarray nor "
+                    "`multiscales` in .zattrs" + (f"; give one of its arrays by its path: "
+                                                  f"{', '.join(arrays[:9])}." if arrays else "."))
+
+# %% ../../nbs/data_modules/04_zarr.ipynb #530514ab
+def _zarr_axes(axes: Sequence) -> str:
+    "One letter for each axis of OME-Zarr: its name, or that of its type."
+    by_type = {"time": "T", "channel": "C"}
+    names = [a if isinstance(a, dict) else dict(name=a) for a in axes]
+    letters = [by_type.get(a.get("type"), str(a.get("name", "Q"))).lower() for a in names]
+    return "".join(_LONG.get(a, a if len(a) == 1 else "q") for a in letters).upper()
+
+
+_LONG = {  # axes as some programs spell them out
+    "time": "T", "frame": "T", "channel": "C", "wavelength": "C", "plane": "Z", "depth": "Z",
+    "slice": "Z", "row": "Y", "height": "Y", "column": "X", "col": "X", "width": "X",
+}
+
+# %% ../../nbs/data_modules/04_zarr.ipynb #1807ee37
+def _zarr_array(folder: Path, path: Path):
+    "One array, opened for reading."
+    about = _zarr_json(folder, ".zarray", path)
+    if not about:
+        raise DataError(_incomplete(path, f"{folder/'.zarray'} is missing or empty"))
+    import zarr  # takes a while, and only this format needs it
+
+    class Whole(zarr.DirectoryStore):
+        "Chunks of Blosc say how long they are; decoded, a cut one gives wrong pixels in silence."
+        blosc = (about.get("compressor") or {}).get("id") == "blosc"
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            if self.blosc and not os.path.basename(key).startswith("."):
+                told = int.from_bytes(found[12:16], "little")
+                if told != len(found): raise DataError(_incomplete(
+                    path, f"its chunk {key} has {len(found)} of {told} bytes"))
+            return found
+
+    return zarr.Array(Whole(str(folder)), read_only=True)
+
+# %% ../../nbs/data_modules/04_zarr.ipynb #6c4af26c
+def _any_chunk(folder: Path) -> Optional[str]:
+    "The name of one chunk, None where there is none."
+    for at, folders, files in os.walk(folder):
+        folders.sort()
+        for f in files:
+            if not f.startswith("."): return Path(at, f).relative_to(folder).as_posix()
+
 # %% ../../nbs/data_modules/04_zarr.ipynb #f42b8151
 class _Zarr(_File):
     "An OME-Zarr, or a plain zarr array; only the chunks asked for are read."
@@ -54,76 +131,19 @@ class _Zarr(_File):
         self.array.get_orthogonal_selection(keep, out=out)
         return out
 
-# %% ../../nbs/data_modules/04_zarr.ipynb #7ab1939b
-def _zarr_images(path: Path) -> list[tuple[Path, dict, dict]]:
-    "Every image of a zarr: its folder, its entry of `multiscales`, all attributes."
-    if (path/"zarr.json").is_file():
-        raise DataError(f"{path} is in zarr format 3 (OME-Zarr 0.5); only format 2 (up to 0.4) can "
-                        "be read, so save it as that.")
-    if (path/".zarray").is_file(): return [(path, dict(datasets=[dict(path="")]), {})]
-    found, folders = [], [path]
-    if "bioformats2raw.layout" in _zarr_json(path, ".zattrs", path):
-        folders = sorted((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    for folder in folders:
-        about = _zarr_json(folder, ".zattrs", path)
-        found += [(folder, m, about) for m in about.get("multiscales", []) if m.get("datasets")]
-    if found: return found
-    if "plate" in _zarr_json(path, ".zattrs", path):
-        raise DataError(f"{path} is a plate; give the path of one of its fields, such as "
-                        f"{path/'A'/'1'/'0'}.")
-    arrays = sorted(p.parent.relative_to(path).as_posix() for p in path.glob("*/.zarray"))
-    raise DataError(f"{path} must be a zarr array or an OME-Zarr; it has neither .zarray nor "
-                    "`multiscales` in .zattrs" + (f"; give one of its arrays by its path: "
-                                                  f"{', '.join(arrays[:9])}." if arrays else "."))
+# %% ../../nbs/data_modules/04_zarr.ipynb #e0218f82
+@patch
+def _tell_beyond(self: _Zarr):
+    "Say that there are chunks behind those that the shape needs, as of a writer that broke off."
+    counts = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
+    beyond = [self.array._chunk_key([n * (i == axis) for i in range(len(counts))])
+              for axis, n in enumerate(counts)]
+    more = [n for n in beyond if (self.folder / self.level_path / n).is_file()]
+    if more: _tell(self.path, "beyond", f"has more chunks, such as {more[0]}, than its shape "
+                   f"{tuple(self.shape)} needs; they are not read. Write it again if they belong "
+                   "to it.")
 
-
-def _zarr_json(folder: Path, name: str, path: Path) -> dict:
-    "A metadata file, empty where there is none."
-    if not (folder/name).is_file(): return {}
-    try:
-        found = json.loads((folder/name).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(_incomplete(path, f"{folder/name} is no JSON: {e}")) from e
-    if not isinstance(found, dict): raise DataError(_incomplete(path, f"{folder/name} is no dict"))
-    return found
-
-# %% ../../nbs/data_modules/04_zarr.ipynb #530514ab
-def _zarr_array(folder: Path, path: Path):
-    "One array, opened for reading."
-    about = _zarr_json(folder, ".zarray", path)
-    if not about:
-        raise DataError(_incomplete(path, f"{folder/'.zarray'} is missing or empty"))
-    import zarr  # takes a while, and only this format needs it
-
-    class Whole(zarr.DirectoryStore):
-        "Chunks of Blosc say how long they are; decoded, a cut one gives wrong pixels in silence."
-        blosc = (about.get("compressor") or {}).get("id") == "blosc"
-
-        def __getitem__(self, key):
-            found = super().__getitem__(key)
-            if self.blosc and not os.path.basename(key).startswith("."):
-                told = int.from_bytes(found[12:16], "little")
-                if told != len(found): raise DataError(_incomplete(
-                    path, f"its chunk {key} has {len(found)} of {told} bytes"))
-            return found
-
-    return zarr.Array(Whole(str(folder)), read_only=True)
-
-
-def _zarr_axes(axes: Sequence) -> str:
-    "One letter for each axis of OME-Zarr: its name, or that of its type."
-    by_type = {"time": "T", "channel": "C"}
-    names = [a if isinstance(a, dict) else dict(name=a) for a in axes]
-    letters = [by_type.get(a.get("type"), str(a.get("name", "Q"))).lower() for a in names]
-    return "".join(_LONG.get(a, a if len(a) == 1 else "q") for a in letters).upper()
-
-
-_LONG = {  # axes as some programs spell them out
-    "time": "T", "frame": "T", "channel": "C", "wavelength": "C", "plane": "Z", "depth": "Z",
-    "slice": "Z", "row": "Y", "height": "Y", "column": "X", "col": "X", "width": "X",
-}
-
-# %% ../../nbs/data_modules/04_zarr.ipynb #6c4af26c
+# %% ../../nbs/data_modules/04_zarr.ipynb #a1a55d30
 _MEANT = "missing_chunks", "fill_value"
 
 
@@ -148,27 +168,14 @@ def check_chunks(self: _Zarr, index: Sequence[Sequence[int]]):
         fix = "correct `dimension_separator` in .zarray"
     raise DataError(f"{self.path} is not whole: {what}; {fix}.")
 
-
-def _any_chunk(folder: Path) -> Optional[str]:
-    "The name of one chunk, None where there is none."
-    for at, folders, files in os.walk(folder):
-        folders.sort()
-        for f in files:
-            if not f.startswith("."): return Path(at, f).relative_to(folder).as_posix()
-
-
-@patch
-def _tell_beyond(self: _Zarr):
-    "Say that there are chunks behind those that the shape needs, as of a writer that broke off."
-    counts = [-(-n // c) for n, c in zip(self.shape, self.array.chunks)]
-    beyond = [self.array._chunk_key([n * (i == axis) for i in range(len(counts))])
-              for axis, n in enumerate(counts)]
-    more = [n for n in beyond if (self.folder / self.level_path / n).is_file()]
-    if more: _tell(self.path, "beyond", f"has more chunks, such as {more[0]}, than its shape "
-                   f"{tuple(self.shape)} needs; they are not read. Write it again if they belong "
-                   "to it.")
-
 # %% ../../nbs/data_modules/04_zarr.ipynb #4ffe2f01
+def _zarr_scale(image: dict, level: int) -> list[float]:
+    "Pixel size of a level along every axis, in the axis' own unit; empty where none is given."
+    found = [t["scale"] for part in (image["datasets"][level], image)
+             for t in part.get("coordinateTransformations", []) if t.get("type") == "scale"]
+    return [math.prod(s) for s in zip(*found)]
+
+# %% ../../nbs/data_modules/04_zarr.ipynb #f956868f
 @patch
 def about(self: _Zarr):
     "Names of the channels, and the size of a voxel `(Z, Y, X)` in micrometers."
@@ -186,10 +193,3 @@ def about(self: _Zarr):
         return _microns(sizes[1][space[a]], axes[space[a]].get("unit") or "µm")
 
     return (labels if all(labels) else []), (size("Z"), size("Y"), size("X"))
-
-
-def _zarr_scale(image: dict, level: int) -> list[float]:
-    "Pixel size of a level along every axis, in the axis' own unit; empty where none is given."
-    found = [t["scale"] for part in (image["datasets"][level], image)
-             for t in part.get("coordinateTransformations", []) if t.get("type") == "scale"]
-    return [math.prod(s) for s in zip(*found)]
