@@ -38,6 +38,22 @@ from mmv_im2im.trainers.callbacks import (
 )
 from .runs import _last
 
+# %% ../../nbs/trainers/04_trainer.ipynb #9583690b
+def _completed(kwargs: dict, writes: bool) -> dict:
+    "Arguments of `pl.Trainer` with the defaults of this library, `callbacks` as a list."
+    kwargs = {
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "logger": None if writes else False,
+    } | kwargs
+    if kwargs["logger"] is None and not writes: kwargs["logger"] = False
+    given = kwargs.get("callbacks") or []
+    kwargs["callbacks"] = list(given) if isinstance(given, (list, tuple)) else [given]
+    own = any(isinstance(c, ModelCheckpoint) for c in kwargs["callbacks"])
+    kwargs["enable_checkpointing"] = writes or own
+    return kwargs
+
 # %% ../../nbs/trainers/04_trainer.ipynb #1a30747e
 class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
@@ -71,17 +87,8 @@ class Im2ImTrainer(pl.Trainer):
         if channels_last: added.append(ChannelsLast())
         if compile: added.append(Compiled("inductor" if compile is True else compile))
         if ema is not None or swa is not None: added.append(Averaging(ema, swa or 0.0))
-        kwargs = {
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            "logger": None if self.run_folder else False,
-        } | kwargs
-        if kwargs["logger"] is None and not self.run_folder: kwargs["logger"] = False
-        given = kwargs.get("callbacks") or []
-        given = given if isinstance(given, (list, tuple)) else [given]
-        own = any(isinstance(c, ModelCheckpoint) for c in given)
-        kwargs["enable_checkpointing"] = self.run_folder is not None or own
+        kwargs = _completed(kwargs, self.run_folder is not None)
+        given = kwargs["callbacks"]
         if self.run_folder:
             if pictures: added.append(Pictures(self.run_folder / "pictures", pictures))
             self._write_into(kwargs)
@@ -108,7 +115,7 @@ def _write_into(self: Im2ImTrainer, kwargs: dict):
     if profiler in _PROFILERS:
         kwargs["profiler"] = _PROFILERS[profiler](dirpath=self.run_folder, filename="profile")
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #579dec07
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
@@ -178,53 +185,25 @@ def _checkpoints(
         out.append(_Checkpoint(filename="last", **within, **common))
     return out
 
-# %% ../../nbs/trainers/04_trainer.ipynb #9cad56a3
-@patch
-def fit(self: Im2ImTrainer,
-    model: Im2ImModule,
-    train_dataloaders=None,  # A data module, or loaders
-    val_dataloaders=None,  # Loaders for validation, where the first are loaders
-    datamodule=None,  # A data module, by name
-    ckpt_path: Optional[str | Path] = None,  # Checkpoint to resume from
-    weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
-):
-    "Train; `ConfigError` where `monitor` names a metric that is not logged."
-    handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
-    _watch_best(self, model)
-    given = [d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)]
-    data = given[0] if given else None
-    if data: _plan(self, data, model)
-    if ckpt_path and self.metrics_csv:
-        checkpoint = load_checkpoint(ckpt_path)
-        if "global_step" not in checkpoint or "loops" not in checkpoint:
-            raise ConfigError(
-                f"'{ckpt_path}' holds weights but not where training stands, so it cannot be gone"
-                " on with; begin from it by `trainer.init_from` in another `out`."
-            )
-        self.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
-    try:
-        resume = str(ckpt_path) if ckpt_path else None
-        super(Im2ImTrainer, self).fit(
-            model, train_dataloaders, val_dataloaders, datamodule, resume
+# %% ../../nbs/trainers/04_trainer.ipynb #fe860bd1
+def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
+    "`ConfigError` where a callback waits for a metric that is not logged, or for worse ones."
+    monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+    if not isinstance(monitor, str) or not isinstance(callback, (EarlyStopping, ModelCheckpoint)):
+        return
+    name = f"{key} {type(callback).__name__}"
+    if names and monitor not in names and not monitor.startswith("train/"):
+        raise ConfigError(
+            f"{name} watches '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
         )
-        self.outcome = _compare(self, model, data, val_dataloaders)
-        _calibrate(self, model, data)
-    except RunStopped:
-        rank_zero_info(
-            f"stopped by {self.stop.received.name} after step {self.global_step}"
-            f"{'; the same command goes on from here' * (self.run_folder is not None)}"
+    known = monitor.startswith("val/") and is_known(monitor)
+    best = metric_mode(monitor)
+    if known and mode != best:
+        raise ConfigError(
+            f"{name} takes the {'smallest' if mode == 'min' else 'largest'} '{monitor}' for the"
+            f" best, but it is better the {'larger' if best == 'max' else 'smaller'} it is; set"
+            f" `mode: {best}`."
         )
-    except StoppedAtOnce:
-        saved = self.run_folder and _last(self.run_folder).is_file()
-        rank_zero_info(
-            f"stopped at once by {self.stop.received.name}"
-            + ("; the same command goes on from the last checkpoint" if saved else "")
-        )
-    except (MisconfigurationException, RuntimeError, OSError, MemoryError) as e:
-        _explain(self, e)
-        raise
-    finally:
-        for name, value in handed.items(): setattr(self, name, value)
 
 # %% ../../nbs/trainers/04_trainer.ipynb #b7f4bf3c
 def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
@@ -247,29 +226,9 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
         )
     trainer._watching, trainer.callbacks = watching, [*kept, *watching]
 
-
-def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
-    "`ConfigError` where a callback waits for a metric that is not logged, or for worse ones."
-    monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
-    if not isinstance(monitor, str) or not isinstance(callback, (EarlyStopping, ModelCheckpoint)):
-        return
-    name = f"{key} {type(callback).__name__}"
-    if names and monitor not in names and not monitor.startswith("train/"):
-        raise ConfigError(
-            f"{name} watches '{monitor}', which is not logged; {did_you_mean(monitor, names)}"
-        )
-    known = monitor.startswith("val/") and is_known(monitor)
-    best = metric_mode(monitor)
-    if known and mode != best:
-        raise ConfigError(
-            f"{name} takes the {'smallest' if mode == 'min' else 'largest'} '{monitor}' for the"
-            f" best, but it is better the {'larger' if best == 'max' else 'smaller'} it is; set"
-            f" `mode: {best}`."
-        )
-
 # %% ../../nbs/trainers/04_trainer.ipynb #b05639f7
-def _explain(trainer: Im2ImTrainer, e: Exception):
-    "Raise what the user can mend as one sentence."
+def _explain_monitor(trainer: Im2ImTrainer, e: Exception):
+    "`ConfigError` where the error is about a metric that is not logged."
     if "Early stopping conditioned on metric" in str(e):
         logged = [k for k in trainer.callback_metrics if "/" in k]
         for c in trainer.callbacks: _check_watcher(c, "callback", logged)
@@ -283,6 +242,14 @@ def _explain(trainer: Im2ImTrainer, e: Exception):
             f"`trainer.monitor` is '{trainer.run_monitor}', which is not logged;"
             f" {did_you_mean(str(trainer.run_monitor), names)}"
         ) from None
+
+# %% ../../nbs/trainers/04_trainer.ipynb #78256044
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _explain(trainer: Im2ImTrainer, e: Exception):
+    "Raise what the user can mend as one sentence."
+    _explain_monitor(trainer, e)
     if getattr(e, "errno", None) in _FULL: raise not_written(trainer.run_folder, e) from e
     full = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     if full or "not enough memory" in str(e):
@@ -296,13 +263,22 @@ def _explain(trainer: Im2ImTrainer, e: Exception):
             " install a C++ compiler, name another backend, or set it to false."
         ) from e
 
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
+# %% ../../nbs/trainers/04_trainer.ipynb #d537429b
 def _just_ended(checkpoint: dict) -> Optional[dict]:
-    "The losses of an epoch whose end the checkpoint is; None within an epoch."
+    "Losses of the epoch at whose end a checkpoint was saved; None within an epoch."
     kept = checkpoint.get("im2im", {})
     return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
+
+# %% ../../nbs/trainers/04_trainer.ipynb #bd265bb1
+def _cut_metrics(trainer: Im2ImTrainer, path: str | Path):
+    "Remove the metrics after a checkpoint; `ConfigError` where it holds nothing but weights."
+    checkpoint = load_checkpoint(path)
+    if "global_step" not in checkpoint or "loops" not in checkpoint:
+        raise ConfigError(
+            f"'{path}' holds weights but not where training stands, so it cannot be gone"
+            " on with; begin from it by `trainer.init_from` in another `out`."
+        )
+    trainer.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
 
 # %% ../../nbs/trainers/04_trainer.ipynb #b5d1bed4
 def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
@@ -315,25 +291,7 @@ def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
     most = max(1, trainer.max_epochs // 10) if (trainer.max_epochs or 0) > 0 else plan.every
     trainer.check_val_every_n_epoch = min(plan.every, most)
 
-# %% ../../nbs/trainers/04_trainer.ipynb #f1ad6fbd
-def _compare(
-    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
-) -> Optional[dict]:
-    "Which checkpoint is the better one, and by what metrics; None where there is none."
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
-    last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
-    if trainer.interrupted or best is None or not last.is_file(): return None
-    step, metric = best.seen
-    at_end = metric if step == trainer.global_step else None
-    known = {"best": best.best_model_score, "last": at_end}
-    found = {k: None if v is None else float(v) for k, v in known.items()}
-    whole = data is None or data.val_patches or data.validation.whole
-    if not whole or found["last"] is None:
-        found, metrics = _full_metrics(trainer, model, data, loaders, best) or (found, {})
-        if metrics and step != trainer.global_step: _log_end(trainer, metrics)
-    return _outcome(found, best.monitor, best.mode)
-
-
+# %% ../../nbs/trainers/04_trainer.ipynb #13320338
 def _outcome(found: dict, monitor: str, mode: str) -> dict:
     "The name of the better checkpoint, its metric, and that of both."
     a, b = found["best"], found["last"]
@@ -342,6 +300,21 @@ def _outcome(found: dict, monitor: str, mode: str) -> dict:
     ))
     name = "last" if worse else "best"
     return {"checkpoint": name, "monitor": monitor, "best_score": found[name], "compared": found}
+
+# %% ../../nbs/trainers/04_trainer.ipynb #1e392e96
+@contextmanager
+def _kept(trainer: Im2ImTrainer, model: Im2ImModule):
+    "Validate with nothing beside it; afterwards all is as it was."
+    callbacks, loggers, metrics = trainer.callbacks, trainer.loggers, dict(trainer.callback_metrics)
+    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    trainer.callbacks = [c for c in callbacks if isinstance(c, pl.callbacks.ProgressBar)]
+    trainer.loggers = []
+    try:
+        yield
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+        trainer.callback_metrics.update(metrics)
+        model.load_state_dict(weights)
 
 # %% ../../nbs/trainers/04_trainer.ipynb #3f868798
 def _full_metrics(
@@ -370,22 +343,25 @@ def _full_metrics(
     found = {k: metrics.get(k, {}).get(best.monitor) for k in ("best", "last")}
     return found, metrics["last"]
 
-# %% ../../nbs/trainers/04_trainer.ipynb #1e392e96
-@contextmanager
-def _kept(trainer: Im2ImTrainer, model: Im2ImModule):
-    "Validate with nothing beside it; afterwards all is as it was."
-    callbacks, loggers, metrics = trainer.callbacks, trainer.loggers, dict(trainer.callback_metrics)
-    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    trainer.callbacks = [c for c in callbacks if isinstance(c, pl.callbacks.ProgressBar)]
-    trainer.loggers = []
-    try:
-        yield
-    finally:
-        trainer.callbacks, trainer.loggers = callbacks, loggers
-        trainer.callback_metrics.update(metrics)
-        model.load_state_dict(weights)
+# %% ../../nbs/trainers/04_trainer.ipynb #f1ad6fbd
+def _compare(
+    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
+) -> Optional[dict]:
+    "Which checkpoint is the better one, and by what metrics; None where there is none."
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
+    last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
+    if trainer.interrupted or best is None or not last.is_file(): return None
+    step, metric = best.seen
+    at_end = metric if step == trainer.global_step else None
+    known = {"best": best.best_model_score, "last": at_end}
+    found = {k: None if v is None else float(v) for k, v in known.items()}
+    whole = data is None or data.val_patches or data.validation.whole
+    if not whole or found["last"] is None:
+        found, metrics = _full_metrics(trainer, model, data, loaders, best) or (found, {})
+        if metrics and step != trainer.global_step: _log_end(trainer, metrics)
+    return _outcome(found, best.monitor, best.mode)
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #8c455c0d
 def _log_end(trainer: Im2ImTrainer, metrics: dict):
     "Log the validation of a run that ended within an epoch, or between two validations."
     rows = trainer.metrics_csv.rows
@@ -394,7 +370,7 @@ def _log_end(trainer: Im2ImTrainer, metrics: dict):
         logger.log_metrics(metrics | {"epoch": epoch}, step=step)
         logger.save()
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #12e60ca1
 def _calibrate(trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule]):
     "Let the model measure what only final weights can tell, and keep it in both checkpoints."
     own = type(model).calibrate is not Im2ImModule.calibrate
@@ -416,23 +392,7 @@ def _calibrate(trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDa
     model.load_state_dict(found, strict=False)
     if sentence: rank_zero_info(sentence)
 
-# %% ../../nbs/trainers/04_trainer.ipynb #dd88aa75
-def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
-    "Give a module that steps by hand what Lightning refuses to do for it; what the trainer had."
-    refused = next((c for c in trainer.callbacks if isinstance(c, _REFUSED)), None)
-    if refused: raise ConfigError(_refusal(type(refused), type(model), "`callbacks`"))
-    model.check_trainer(trainer.accumulate_grad_batches, trainer.precision)
-    model.clip_val = trainer.gradient_clip_val
-    model.accumulate_grad_batches = trainer.accumulate_grad_batches
-    model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
-    had = {k: getattr(trainer, k) for k in ("gradient_clip_val", "accumulate_grad_batches")}
-    trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
-    if isinstance(trainer.strategy, DDPStrategy):
-        # while one player learns, the others get no gradients
-        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
-    return had
-
-
+# %% ../../nbs/trainers/04_trainer.ipynb #56a58192
 _REFUSED = (StochasticWeightAveraging, GradientAccumulationScheduler, LearningRateFinder)
 _INSTEAD = {
     "StochasticWeightAveraging": "it knows one optimizer only; set `trainer.swa` instead",
@@ -449,3 +409,60 @@ def _refusal(callback: type, framework: type, key: str) -> str:
     "Why a callback cannot be used with a framework of several optimizers."
     name = next(c.__name__ for c in _REFUSED if issubclass(callback, c))
     return f"{key}: {name} cannot be used with {framework.__name__}: {_INSTEAD[name]}."
+
+# %% ../../nbs/trainers/04_trainer.ipynb #dd88aa75
+def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
+    "Give a module that steps by hand what Lightning refuses to do for it; what the trainer had."
+    refused = next((c for c in trainer.callbacks if isinstance(c, _REFUSED)), None)
+    if refused: raise ConfigError(_refusal(type(refused), type(model), "`callbacks`"))
+    model.check_trainer(trainer.accumulate_grad_batches, trainer.precision)
+    model.clip_val = trainer.gradient_clip_val
+    model.accumulate_grad_batches = trainer.accumulate_grad_batches
+    model.clip_algorithm = str(getattr(trainer.gradient_clip_algorithm, "value", "norm"))
+    had = {k: getattr(trainer, k) for k in ("gradient_clip_val", "accumulate_grad_batches")}
+    trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+    if isinstance(trainer.strategy, DDPStrategy):
+        # while one player learns, the others get no gradients
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    return had
+
+# %% ../../nbs/trainers/04_trainer.ipynb #9cad56a3
+@patch
+def fit(self: Im2ImTrainer,
+    model: Im2ImModule,
+    train_dataloaders=None,  # A data module, or loaders
+    val_dataloaders=None,  # Loaders for validation, where the first are loaders
+    datamodule=None,  # A data module, by name
+    ckpt_path: Optional[str | Path] = None,  # Checkpoint to resume from
+    weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
+):
+    "Train; `ConfigError` where `monitor` names a metric that is not logged."
+    handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
+    _watch_best(self, model)
+    given = [d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)]
+    data = given[0] if given else None
+    if data: _plan(self, data, model)
+    if ckpt_path and self.metrics_csv: _cut_metrics(self, ckpt_path)
+    try:
+        resume = str(ckpt_path) if ckpt_path else None
+        super(Im2ImTrainer, self).fit(
+            model, train_dataloaders, val_dataloaders, datamodule, resume
+        )
+        self.outcome = _compare(self, model, data, val_dataloaders)
+        _calibrate(self, model, data)
+    except RunStopped:
+        rank_zero_info(
+            f"stopped by {self.stop.received.name} after step {self.global_step}"
+            f"{'; the same command goes on from here' * (self.run_folder is not None)}"
+        )
+    except StoppedAtOnce:
+        saved = self.run_folder and _last(self.run_folder).is_file()
+        rank_zero_info(
+            f"stopped at once by {self.stop.received.name}"
+            + ("; the same command goes on from the last checkpoint" if saved else "")
+        )
+    except (MisconfigurationException, RuntimeError, OSError, MemoryError) as e:
+        _explain(self, e)
+        raise
+    finally:
+        for name, value in handed.items(): setattr(self, name, value)
