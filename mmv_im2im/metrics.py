@@ -215,7 +215,7 @@ def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor],
     p, t, offset = _scaled(p, t, seen, R)
     share = 1 if seen is None else _windowed(seen.to(p))
     mp, mt, squares, product = (_windowed(x) / share for x in (p, t, p * p + t * t, p * t))
-    # p and t are centerd, which leaves variances and mp - mt as they are
+    # p and t are centered, which leaves variances and mp - mt as they are
     variances, covariance = squares - mp ** 2 - mt ** 2, product - mp * mt
     c1, c2 = 0.01 ** 2, 0.03 ** 2
     light = 1 - (mp - mt) ** 2 / ((mp + offset) ** 2 + (mt + offset) ** 2 + c1)

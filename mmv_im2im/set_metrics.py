@@ -325,7 +325,7 @@ _MOST_IMAGES, _MOST_PIXELS = 16, 2**20
 
 
 def _spread(n: int) -> list[int]:
-    "Numbers of the images to look at in a set of `n`."
+    "Numbers of the images to measure in a set of `n`."
     if n <= _MOST_IMAGES: return list(range(n))
     return np.linspace(0, n - 1, _MOST_IMAGES).round().astype(int).tolist()
 
@@ -339,7 +339,7 @@ def _middle(x: np.ndarray, n_images: int) -> np.ndarray:
 
 # %% ../nbs/03_set_metrics.ipynb #a7c23685
 def _kept_sources(sources: Any, n: int, keep: Sequence[int], spatial_dims: int) -> list:
-    "The sources of the results that are looked at, out of `n`."
+    "The sources of the results that are measured, out of `n`."
     sources = _listed(sources, spatial_dims)
     if len(sources) != n:
         raise DataError(f"there must be one source for each result, got {len(sources)} and "

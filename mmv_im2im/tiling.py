@@ -228,7 +228,7 @@ def _run(nets: Sequence[tuple], shape: Sequence[int]) -> torch.Tensor | str:
     "Output of the first `(net, device)` that takes an input of `shape`, or the last error's text."
     for net, device in nets:
         try: y = image_of(net(torch.rand(*shape, device=device)))
-        # foreign code: whatever it raises means that this size, or this device, does not do
+        # foreign code: any error means that this size, or this device, does not work
         except Exception as e:
             y = f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ""}'
             continue

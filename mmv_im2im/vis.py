@@ -22,7 +22,7 @@ from .core import DataError, write_atomic
 
 # %% ../nbs/04_vis.ipynb #d610c0a1
 class _Figure(Figure):
-    "A figure that nobody else holds on to, and that a notebook shows without pyplot."
+    "A figure that a notebook shows without pyplot, which would keep it in memory."
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format='png')
@@ -296,7 +296,7 @@ def _draw_curves(x: str, curves: Mapping[str, tuple], size: float) -> Figure:
 
 # %% ../nbs/04_vis.ipynb #085b47d3
 def _panel_of(name: str) -> str:
-    "The title of the panel that a figure is drawn in: channels, classes and directions share one."
+    "The title of the panel of a metric: channels, classes and directions share one."
     metric = re.sub(r'_c\d+$|^back_', '', name.rpartition('/')[2])
     for end, title in (('_loss', 'parts of the loss'), ('_gradient', 'norm of gradients')):
         if metric.endswith(end): return title

@@ -47,7 +47,7 @@ def _check_names(raw: Any, cls: type, prefix: str = ""):
 
 # %% ../../nbs/config/05_load.ipynb #f42c32da
 def _named_anew(raw: Any) -> Any:
-    "Less keys by names that they had, if they say no more than the default: a run saves them all."
+    "Drop keys by former names if they hold the default: a run saves all of its keys."
     raw, sections = dict(raw) if isinstance(raw, dict) else raw, get_type_hints(Config)
     for old, new in _RENAMED_KEYS.items():
         section, key = old.split(".")
@@ -77,7 +77,7 @@ def to_dict(
 def checked(
     cfg: Config,  # However it was made, and whatever was changed in it since
 ) -> Config:  # A copy whose keys and values are right
-    "Look at all of a config before it is used; `ConfigError` where something is wrong."
+    "Check all of a config before it is used; `ConfigError` where something is wrong."
     _check_class("config", cfg, Config)
     raw = dict(vars(cfg))
     for f in fields(Config):

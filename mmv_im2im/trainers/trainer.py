@@ -59,7 +59,7 @@ class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
     def __init__(self,
         folder: Optional[str | Path] = None,  # Run folder; None = write nothing
-        # Figure that picks the best checkpoint; None = the framework's own
+        # Metric that picks the best checkpoint; None = the framework's own
         monitor: Optional[str] = None,
         pictures: int = 3,  # Validation pictures per epoch
         checkpoint_every_n_steps: Optional[int] = None,  # Save last.ckpt also within an epoch
@@ -120,7 +120,7 @@ _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch":
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    "False for what Lightning says of its maker's services, and of TPUs, at each start."
+    "False for the advertisements of Lightning, and its line on TPUs."
     return not record.getMessage().startswith(("💡 Tip", "TPU available"))
 
 # %% ../../nbs/trainers/04_trainer.ipynb #d3d07bbb
@@ -135,7 +135,7 @@ class _Checkpoint(ModelCheckpoint):
 
 # %% ../../nbs/trainers/04_trainer.ipynb #abea2b76
 class _Best(_Checkpoint):
-    "Keeps the checkpoints with the best metrics; those of a low learning rate before all others."
+    "Keeps the best checkpoints; those of a low learning rate come before all others."
     def __init__(self, annealing: Annealing, **kwargs):
         super().__init__(**kwargs)
         self.annealing, self.settled, self.seen = annealing, False, (-1, math.nan)
@@ -148,7 +148,7 @@ class _Best(_Checkpoint):
         super().on_validation_end(trainer, pl_module)
 
     def _begin(self):
-        "The next metric counts, whatever was before; its checkpoint takes the worst one's place."
+        "Let the next metric be the best so far; its checkpoint takes the place of the worst."
         self.settled, worst = True, math.inf if self.mode == "min" else -math.inf
         self.best_k_models = {k: torch.tensor(worst) for k in self.best_k_models}
         self.kth_best_model_path = next(iter(self.best_k_models), "")
@@ -210,7 +210,7 @@ def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
     "Checkpoints and early stopping, by the metric that matters to the model."
     monitor = trainer.run_monitor or model.monitor
     mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
-    # those of an earlier `fit` have done their work; Lightning's own checkpoint has no folder
+    # without those of an earlier `fit`; Lightning's own checkpoint has no folder
     kept = [
         c for c in trainer.callbacks
         if c not in trainer._watching and (not isinstance(c, ModelCheckpoint) or c.dirpath)

@@ -69,7 +69,7 @@ def lightning_arguments(
     "Names of the arguments of `pl.Trainer`."
     return list(inspect.signature(pl.Trainer).parameters)
 
-# %% ../../nbs/trainers/05_training.ipynb #94412d8c
+# %% ../../nbs/trainers/05_training.ipynb #fe906bb9
 def _lightning_arguments(cfg: Config) -> dict:
     "What `pl.Trainer` is given; `ConfigError` for what the installed version does not have."
     known, usual = lightning_arguments(), type(cfg.trainer)()
@@ -86,7 +86,7 @@ def _lightning_arguments(cfg: Config) -> dict:
             )
     return out
 
-# %% ../../nbs/trainers/05_training.ipynb #9dfc32b3
+# %% ../../nbs/trainers/05_training.ipynb #26db32af
 def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
     "Callbacks, loggers and plugins that the config names."
     lists = {"callbacks": "callback", "plugins": "plugin", "logger": "logger"}
@@ -97,14 +97,14 @@ def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
         ] for name, kind in lists.items()
     }
 
-# %% ../../nbs/trainers/05_training.ipynb #db6598c5
+# %% ../../nbs/trainers/05_training.ipynb #daa63f58
 def _with_mode(spec: dict) -> dict:
     "A description of what watches a metric, with the direction in which that is better."
     monitor = spec.get("monitor")
     if "mode" in spec or not isinstance(monitor, str) or not monitor.startswith("val/"): return spec
     return spec | {"mode": metric_mode(monitor)}
 
-# %% ../../nbs/trainers/05_training.ipynb #eb5c2af6
+# %% ../../nbs/trainers/05_training.ipynb #52415f84
 @contextmanager
 def _lightning_refuses():
     "Turn what Lightning says of its arguments into one sentence, a `ConfigError`."
@@ -147,12 +147,12 @@ def _make_trainer(
         )
     return trainer
 
-# %% ../../nbs/trainers/05_training.ipynb #758babe1
+# %% ../../nbs/trainers/05_training.ipynb #3db17ccb
 def _arguments(section: Any) -> dict:
     "Fields of a section as arguments."
     return {f.name: getattr(section, f.name) for f in fields(section)}
 
-# %% ../../nbs/trainers/05_training.ipynb #847f01bb
+# %% ../../nbs/trainers/05_training.ipynb #bd67c5d8
 def _look_at_data(cfg: Config, trust: Sequence[str]) -> Im2ImDataModule:
     "The data module of a config, its files found and split; `DataError` where that fails."
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
@@ -169,14 +169,14 @@ def _look_at_data(cfg: Config, trust: Sequence[str]) -> Im2ImDataModule:
 def _look_at_noise(
     cfg: Config, cls: type[Im2ImModule], data: Im2ImDataModule, trust: Sequence[str]
 ) -> tuple[dict, list[str]]:
-    "The config's `model` suited to the noise of its images, and sentences on it; for denoisers."
+    "The config's `model` for the noise of its images, and sentences on it; for denoisers."
     if not hasattr(cls, "suited"): return cfg.model, []
     noise = noise_of(data)
     dims, before = cfg.data.spatial_dims, _chosen_before(cfg.out or "runs/im2im")
     section, said = cls.suited(cfg.model, noise.to_dict(), dims, trust, before)
     return section, [str(noise), *said]
 
-# %% ../../nbs/trainers/05_training.ipynb #f09b3a28
+# %% ../../nbs/trainers/05_training.ipynb #f084cfe5
 def _chosen_before(out: str) -> Optional[dict]:
     "`model.masking` of the unfinished run that `out` names; None where there is none."
     folder, n = Path(out), 1
@@ -185,7 +185,7 @@ def _chosen_before(out: str) -> Optional[dict]:
     if not path.is_file(): return None
     return (read_yaml(path.read_text(), str(path)).get("model") or {}).get("masking")
 
-# %% ../../nbs/trainers/05_training.ipynb #438c2512
+# %% ../../nbs/trainers/05_training.ipynb #749ac6cd
 @contextmanager
 def _named(key: str, value: Any):
     "Give the error of a part the name and the value of its key."
@@ -199,7 +199,7 @@ def _named(key: str, value: Any):
             f"`{key}` {value} does not work: {said}. Leave it out to have the usual one."
         ) from e
 
-# %% ../../nbs/trainers/05_training.ipynb #c1ed7068
+# %% ../../nbs/trainers/05_training.ipynb #e034b761
 def _try_by_hand(cfg: Config, model: Im2ImModule, callbacks: Sequence[pl.Callback]):
     "`ConfigError` for what cannot work with a framework of several optimizers."
     for i, c in enumerate(callbacks):
@@ -209,7 +209,7 @@ def _try_by_hand(cfg: Config, model: Im2ImModule, callbacks: Sequence[pl.Callbac
         raise ConfigError(_refusal(LearningRateFinder, type(model), "`trainer.lr_finder`"))
     model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
 
-# %% ../../nbs/trainers/05_training.ipynb #9caddc76
+# %% ../../nbs/trainers/05_training.ipynb #cdd08cb4
 def _try_optimizer(model: Im2ImModule, monitor: Optional[str]):
     "Make each optimizer and the schedule, and take one step; `ConfigError` names the key."
     for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
@@ -221,7 +221,7 @@ def _try_optimizer(model: Im2ImModule, monitor: Optional[str]):
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if scheduled: scheduled.step(*[0.0] * plateau)
 
-# %% ../../nbs/trainers/05_training.ipynb #93c173cd
+# %% ../../nbs/trainers/05_training.ipynb #87fd5bdb
 def _check_monitor(
     cfg: Config, model: Im2ImModule, batch: dict, losses: dict, callbacks: Sequence[pl.Callback]
 ):
@@ -311,7 +311,7 @@ def _shown(x: Any) -> str:
 
 
 def _as_config(given: Any) -> Config:
-    "A config out of whatever it is given as; `ConfigError` where it is none."
+    "A config from any form that it may have; `ConfigError` where it is none."
     if isinstance(given, Config): return given
     if isinstance(given, Mapping): return from_dict(dict(given))
     where = given.folder if isinstance(given, Run) else given
@@ -321,7 +321,7 @@ def _as_config(given: Any) -> Config:
         f" dict; got {_shown(given)}."
     )
 
-# %% ../../nbs/trainers/05_training.ipynb #809a9510
+# %% ../../nbs/trainers/05_training.ipynb #707ae0bd
 def _callbacks(given: Any) -> list[pl.Callback]:
     "A list of callbacks; one may stand alone. `ConfigError` for anything else."
     made = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
@@ -340,7 +340,7 @@ def _check_early(cfg: Config, moved: bool):
     if (folder / RUN_CONFIG).is_file():
         _check_same(folder, to_dict(cfg), moved, ("seed", "data", "trainer"))
 
-# %% ../../nbs/trainers/05_training.ipynb #92044709
+# %% ../../nbs/trainers/05_training.ipynb #88ef4915
 def _rooted(cfg: Config) -> Config:
     "The config with absolute paths to what training reads."
     absolute = lambda p: (
@@ -363,7 +363,7 @@ def begin_from(
 
 # %% ../../nbs/trainers/05_training.ipynb #92e3f401
 def _keep_remarks(folder: Path, remarks: Sequence[str]):
-    "Keep what was said of the noise, for the report."
+    "Keep what was measured of the noise, for the report."
     if not remarks: return
     with write_atomic(folder / "noise.json") as tmp:
         tmp.write_text(json.dumps({"noise": remarks[0], "remarks": list(remarks[1:])}, indent=1))
@@ -377,7 +377,7 @@ def _keep_beginning(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDa
     with write_atomic(folder / "split.json") as tmp:
         tmp.write_text(json.dumps(data.parts, indent=1))
 
-# %% ../../nbs/trainers/05_training.ipynb #0e664d0a
+# %% ../../nbs/trainers/05_training.ipynb #d28062b7
 def trial_trainer(
     cfg: Config,  # Whose hardware and dtype it takes
 ) -> Callable[..., Im2ImTrainer]:  # Arguments of `pl.Trainer` -> the trainer
@@ -390,7 +390,7 @@ def trial_trainer(
         enable_progress_bar=False,
     )
 
-# %% ../../nbs/trainers/05_training.ipynb #ae7745b5
+# %% ../../nbs/trainers/05_training.ipynb #42330094
 def _search(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule) -> dict:
     "What the finders find, and pictures of it."
     t, found, make = cfg.trainer, {}, trial_trainer(cfg)
@@ -494,8 +494,8 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float, again: bool) ->
 
 # %% ../../nbs/trainers/05_training.ipynb #e893de8d
 def train(
-    # What to train on what: a config, as `preset` and `load_config` make it, or whatever a config
-    # may be written as: a preset's name, a yaml file, a dict, or a run, which is continued
+    # What to train on what: a config, as `preset` and `load_config` make it, or any form that it
+    # may have: a preset's name, a yaml file, a dict, or a run, which is continued
     cfg: Config | str | Path | dict | Run,
     # Further callbacks, for example a live panel; one may stand alone
     callbacks: Sequence[pl.Callback] | pl.Callback = (),

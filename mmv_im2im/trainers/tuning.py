@@ -59,7 +59,7 @@ _LIMITS = (  # Of a container, and what it uses, in the two forms that Linux has
 
 # %% ../../nbs/trainers/01_tuning.ipynb #53e06c5f
 class PeakMemory:
-    "The most that was held while it watched, and what was held when it began."
+    "The most memory held while it watched, and the memory held when it began."
     def __init__(self,
         device: torch.device = torch.device("cpu"),  # Whose memory
     ):
@@ -115,7 +115,7 @@ def quiet_lightning() -> Iterator[None]:
 
 # %% ../../nbs/trainers/01_tuning.ipynb #c2610149
 class _Clock(pl.Callback):
-    "When steps ended, and how long a validation took."
+    "Notes when steps end, and how long a validation takes."
     def __init__(self): self.ends, self.validation = [], 0.0
 
     def on_train_batch_end(self, *_): self.ends.append(time.perf_counter())
@@ -183,7 +183,7 @@ def double(
 
 # %% ../../nbs/trainers/01_tuning.ipynb #e91642a0
 _log = logging.getLogger("mmv_im2im")
-_STEPS = 8  # An epoch must keep, whatever fits
+_STEPS = 8  # Least steps of an epoch
 
 
 def find_batch_size(
