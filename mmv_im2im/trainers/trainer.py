@@ -39,14 +39,14 @@ from mmv_im2im.trainers.callbacks import (
 from .runs import _last
 
 # %% ../../nbs/trainers/04_trainer.ipynb #9583690b
+_DEFAULTS = {
+    "use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False
+}
+
+
 def _completed(kwargs: dict, writes: bool) -> dict:
     "Arguments of `pl.Trainer` with the defaults of this library, `callbacks` as a list."
-    kwargs = {
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-        "logger": None if writes else False,
-    } | kwargs
+    kwargs = _DEFAULTS | {"logger": None if writes else False} | kwargs
     if kwargs["logger"] is None and not writes: kwargs["logger"] = False
     given = kwargs.get("callbacks") or []
     kwargs["callbacks"] = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -404,7 +404,7 @@ _INSTEAD = {
     ),
 }
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #7c1e90ac
 def _refusal(callback: type, framework: type, key: str) -> str:
     "Why a callback cannot be used with a framework of several optimizers."
     name = next(c.__name__ for c in _REFUSED if issubclass(callback, c))
