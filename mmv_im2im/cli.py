@@ -63,12 +63,9 @@ def help_text(
         )
     return _USAGE + "\n".join(lines)
 
-# %% ../nbs/08_cli.ipynb #fd0fc5d5
-_FLAGS = ("config", "check", "moved", "list", "show", "trust", "help", "version")
-
-
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
-    "Our own flags, and the changes to the config."
+# %% ../nbs/08_cli.ipynb #56e556e6
+def _parser() -> argparse.ArgumentParser:
+    "The parser of our own flags."
     parser = argparse.ArgumentParser(
         prog="run_im2im", add_help=False, allow_abbrev=False, exit_on_error=False
     )
@@ -76,19 +73,31 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     for flag in ("--check", "--moved", "--list", "--help", "--version"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--trust", action="append", default=[])
+    return parser
+
+# %% ../nbs/08_cli.ipynb #a23a6eea
+def _once(flag: str, values: Optional[list[str]]) -> Optional[str]:
+    "The value of a flag that may be given once; None where it is not given."
+    values = values or [None]
+    if len(values) > 1:
+        raise ConfigError(
+            f"`--{flag}` is given {len(values)} times ({', '.join(map(str, values))}); keep one"
+            " of them, and change single keys by `--section.key VALUE`."
+        )
+    if values[0] == "": raise ConfigError(f"`--{flag}` is empty; see `run_im2im --help`.")
+    return values[0]
+
+# %% ../nbs/08_cli.ipynb #fd0fc5d5
+_FLAGS = ("config", "check", "moved", "list", "show", "trust", "help", "version")
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
+    "Our own flags, and the changes to the config."
     try:
-        args, rest = parser.parse_known_args(argv)
+        args, rest = _parser().parse_known_args(argv)
     except argparse.ArgumentError as e:
         raise ConfigError(f"{e}; see `run_im2im --help`.") from None
-    for flag in ("config", "show"):
-        values = getattr(args, flag) or [None]
-        if len(values) > 1:
-            raise ConfigError(
-                f"`--{flag}` is given {len(values)} times ({', '.join(map(str, values))}); keep one"
-                " of them, and change single keys by `--section.key VALUE`."
-            )
-        if values[0] == "": raise ConfigError(f"`--{flag}` is empty; see `run_im2im --help`.")
-        setattr(args, flag, values[0])
+    for flag in ("config", "show"): setattr(args, flag, _once(flag, getattr(args, flag)))
     names = key_names()
     for a in rest:
         key = a[2:].partition("=")[0]
@@ -98,6 +107,64 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
                 " of a section have a dot: `--section.key VALUE`."
             )
     return args, parse_overrides(rest)
+
+# %% ../nbs/08_cli.ipynb #d2d4005c
+def _duration(seconds: float) -> str:
+    "Seconds, minutes or hours."
+    if seconds < 100: return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _number(x: Optional[float]) -> str: return "-" if x is None else f"{x:.4g}"
+
+# %% ../nbs/08_cli.ipynb #2d5322ac
+def _expect(e: dict, epochs: int) -> str:
+    "What `estimate` found, in words; what to change where it does not fit."
+    gb = max(e["gb"], 0.01)  # less cannot be measured
+    room = f"a batch of {e['batch_size']} takes {gb:.2g} GB of {e['free_gb']:.1f} GB free"
+    if "epoch_seconds" not in e:
+        return (
+            f"memory: {room}, which is too much: set `data.batch_size: {e['fits']}`, or a smaller"
+            " `data.patch`; with `trainer.accumulate_grad_batches` the steps stay as large"
+        )
+    shown = f"{e['images']} image{'s' * (e['images'] != 1)}"
+    run = f", {epochs} epochs {_duration(epochs * e['epoch_seconds'])}" if epochs > 0 else ""
+    return (
+        f"memory: {room}\ntime: {e['step_seconds']:.2g} s a step,"
+        f" {_duration(e['epoch_seconds'])} an epoch ({e['steps']} steps, {shown}"
+        f" validated){run}"
+    )
+
+# %% ../nbs/08_cli.ipynb #f4a9ca50
+def _about_model(cfg: Config, model, data) -> str:
+    "Parameters, channels, and what the network asks of the size of an image."
+    dims = cfg.data.spatial_dims
+    stride, halo = model.probe(model.network_channels(data.in_channels, dims), dims)
+    size = sum(p.numel() for p in model.parameters())
+    out = model.output_channels(cfg.model, data.out_channels)
+    field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"
+    return (
+        f"model: {cfg.model['_target_']}, {size:,} parameters, {data.in_channels} channel(s) in,"
+        f" {out} out; sizes divide by {stride}, receptive field {field}"
+    )
+
+# %% ../nbs/08_cli.ipynb #20b036e5
+def _check(cfg: Config, trust: Sequence[str]) -> int:
+    from mmv_im2im.data_modules.describe import describe
+    from mmv_im2im.trainers.training import begin_from, prepare, trial_trainer
+    from mmv_im2im.trainers.tuning import estimate
+    cfg, model, data = prepare(cfg, trust)
+    for s in data.items[:3]:
+        shape = lambda k: data.preprocessing.shape(k, s[k], s.get("time"))
+        print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
+    about = _about_model(cfg, model, data)
+    print(f"data: {describe(data, most=20)}")
+    for remark in model.remarks: print(f"noise: {remark.removeprefix('noise ')}")
+    print(about)
+    if cfg.trainer.init_from: print(begin_from(cfg, model))
+    print(_expect(estimate(trial_trainer(cfg), model, data), cfg.trainer.max_epochs))
+    print("the config is right and the data can be read; nothing was kept of the training")
+    return 0
 
 # %% ../nbs/08_cli.ipynb #4ff092ef
 def _train(cfg: Config, trust: Sequence[str], moved: bool = False) -> int:
@@ -120,58 +187,6 @@ def _train(cfg: Config, trust: Sequence[str], moved: bool = False) -> int:
     print(f"run folder {run.folder}; best checkpoint {run.best}")
     return 0
 
-# %% ../nbs/08_cli.ipynb #20b036e5
-def _check(cfg: Config, trust: Sequence[str]) -> int:
-    from mmv_im2im.data_modules.describe import describe
-    from mmv_im2im.trainers.training import begin_from, prepare, trial_trainer
-    from mmv_im2im.trainers.tuning import estimate
-    cfg, model, data = prepare(cfg, trust)
-    for s in data.items[:3]:
-        shape = lambda k: data.preprocessing.shape(k, s[k], s.get("time"))
-        print("", *[f"{k} {s[k]} {shape(k)}" for k in ("IM", "GT", "CM") if k in s], sep="  ")
-    dims = cfg.data.spatial_dims
-    stride, halo = model.probe(model.network_channels(data.in_channels, dims), dims)
-    print(f"data: {describe(data, most=20)}")
-    for remark in model.remarks: print(f"noise: {remark.removeprefix('noise ')}")
-    size = sum(p.numel() for p in model.parameters())
-    out = model.output_channels(cfg.model, data.out_channels)
-    field = "the whole tile" if halo is None else f"{2 * halo + 1} pixels"
-    print(
-        f"model: {cfg.model['_target_']}, {size:,} parameters, {data.in_channels} channel(s) in,"
-        f" {out} out; sizes divide by {stride}, receptive field {field}"
-    )
-    if cfg.trainer.init_from: print(begin_from(cfg, model))
-    print(_expect(estimate(trial_trainer(cfg), model, data), cfg.trainer.max_epochs))
-    print("the config is right and the data can be read; nothing was kept of the training")
-    return 0
-
-
-def _expect(e: dict, epochs: int) -> str:
-    "What `estimate` found, in words; what to change where it does not fit."
-    gb = max(e["gb"], 0.01)  # less cannot be measured
-    room = f"a batch of {e['batch_size']} takes {gb:.2g} GB of {e['free_gb']:.1f} GB free"
-    if "epoch_seconds" not in e:
-        return (
-            f"memory: {room}, which is too much: set `data.batch_size: {e['fits']}`, or a smaller"
-            " `data.patch`; with `trainer.accumulate_grad_batches` the steps stay as large"
-        )
-    shown = f"{e['images']} image{'s' * (e['images'] != 1)}"
-    run = f", {epochs} epochs {_duration(epochs * e['epoch_seconds'])}" if epochs > 0 else ""
-    return (
-        f"memory: {room}\ntime: {e['step_seconds']:.2g} s a step,"
-        f" {_duration(e['epoch_seconds'])} an epoch ({e['steps']} steps, {shown}"
-        f" validated){run}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    "Seconds, minutes or hours."
-    if seconds < 100: return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _number(x: Optional[float]) -> str: return "-" if x is None else f"{x:.4g}"
-
 # %% ../nbs/08_cli.ipynb #8fcf7402
 def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
     "The predictor of `predict.checkpoint`, of the run given as config, or of the config's run."
@@ -185,29 +200,12 @@ def _predictor(cfg: Config, config_name: str, trust: Sequence[str]):
         )
     from mmv_im2im.inference.predictor import Predictor
     return Predictor(
-        where,
-        tile=p.tile,
-        overlap=p.overlap,
-        blend=p.blend,
-        batch_size=p.batch_size,
-        tta=p.tta,
-        direction=p.direction,
-        dropout=p.dropout,
-        samples=p.samples,
-        postprocess=p.postprocess,
-        dtype=p.dtype,
-        device=p.device,
-        trust=trust,
+        where, tile=p.tile, overlap=p.overlap, blend=p.blend, batch_size=p.batch_size, tta=p.tta,
+        direction=p.direction, dropout=p.dropout, samples=p.samples, postprocess=p.postprocess,
+        dtype=p.dtype, device=p.device, trust=trust,
     )
 
-# %% ../nbs/08_cli.ipynb #a9d2b906
-def _out_folder(cfg: Config, predictor, name: str) -> Path:
-    "`predict.out`, or a folder in the run that the checkpoint belongs to."
-    parent = predictor.path.parent
-    run = parent.parent if parent.name == "checkpoints" else parent
-    return _writable(Path(cfg.predict.out) if cfg.predict.out else run / name)
-
-
+# %% ../nbs/08_cli.ipynb #7da3e529
 def _writable(folder: Path) -> Path:
     "The folder, after a trial whether it can be written; `ConfigError` where it cannot."
     made = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -224,6 +222,19 @@ def _writable(folder: Path) -> Path:
             if p.is_dir(): p.rmdir()
     return folder
 
+# %% ../nbs/08_cli.ipynb #a9d2b906
+def _out_folder(cfg: Config, predictor, name: str) -> Path:
+    "`predict.out`, or a folder in the run that the checkpoint belongs to."
+    parent = predictor.path.parent
+    run = parent.parent if parent.name == "checkpoints" else parent
+    return _writable(Path(cfg.predict.out) if cfg.predict.out else run / name)
+
+# %% ../nbs/08_cli.ipynb #cf4d9f8b
+def _end(outcome) -> int:
+    "Say what failed; 1 if anything did."
+    if outcome.failed: print(f"error: {outcome.report()}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
 # %% ../nbs/08_cli.ipynb #92719c2b
 def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     model = _predictor(cfg, config_name, trust)
@@ -236,11 +247,29 @@ def _predict(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     print(f"{len(outcome.done)} images written to {out} by {model.path}")
     return _end(outcome)
 
+# %% ../nbs/08_cli.ipynb #16b529b4
+def table(
+    rows: Sequence[dict],  # The first key is a name, the others are numbers
+) -> str:
+    "Rows as an aligned text table; a number that a row does not have is left out."
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    number = lambda x: "" if x is None else f"{x:.4f}"
+    cells = [names] + [[str(r[names[0]]), *(number(r.get(n)) for n in names[1:])] for r in rows]
+    widths = [max(len(c[i]) for c in cells) for i in range(len(names))]
+    lines = [[c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])] for c in cells]
+    return "\n".join(map("  ".join, lines))
 
-def _end(outcome) -> int:
-    "Say what failed; 1 if anything did."
-    if outcome.failed: print(f"error: {outcome.report()}", file=sys.stderr)
-    return 1 if outcome.failed else 0
+# %% ../nbs/08_cli.ipynb #40c6d848
+def _show(path: Path, rows: Sequence[dict]):
+    "Write rows to a csv, and print them as a table."
+    # names of files may be in any encoding
+    text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with write_atomic(path) as tmp, open(tmp, "w", **text) as f:
+        writer = csv.DictWriter(f, rows[-1])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows).encode("utf-8", "replace").decode())
+    print(f"written to {path}")
 
 # %% ../nbs/08_cli.ipynb #20d28ece
 def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
@@ -259,57 +288,14 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
         _show(folder / "comparison.csv", methods)
     return _end(outcome)
 
-
-def _show(path: Path, rows: Sequence[dict]):
-    "Write rows to a csv, and print them as a table."
-    # names of files may be in any encoding
-    text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with write_atomic(path) as tmp, open(tmp, "w", **text) as f:
-        writer = csv.DictWriter(f, rows[-1])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(table(rows).encode("utf-8", "replace").decode())
-    print(f"written to {path}")
-
-
-def table(
-    rows: Sequence[dict],  # The first key is a name, the others are numbers
-) -> str:
-    "Rows as an aligned text table; a number that a row does not have is left out."
-    names = list(dict.fromkeys(k for r in rows for k in r))
-    number = lambda x: "" if x is None else f"{x:.4f}"
-    cells = [names] + [[str(r[names[0]]), *(number(r.get(n)) for n in names[1:])] for r in rows]
-    widths = [max(len(c[i]) for c in cells) for i in range(len(names))]
-    lines = [[c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])] for c in cells]
-    return "\n".join(map("  ".join, lines))
-
-# %% ../nbs/08_cli.ipynb #8960d42a
-def main(
-    argv: Optional[Sequence[str]] = None,  # Arguments; None = those of the shell
-) -> int:  # Exit status
-    "The command `run_im2im`."
-    try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
-    except Im2ImError as e:
-        return _say(str(e))
-    except BrokenPipeError:  # `run_im2im --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as e:
-        what = f"'{e.filename}' cannot be read or written" if e.filename else "the system refuses"
-        return _say(f"{what} ({e.strerror or e}); make room there, or ask for the right to do so.")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _say(error: str) -> int:
-    "Print an error as a paragraph; its exit status."
-    width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths can be copied
-    shown = textwrap.fill(error, width, initial_indent="error: ", **whole)
-    print(shown, file=sys.stderr)
-    return 2
+# %% ../nbs/08_cli.ipynb #9328a88a
+def _list() -> int:
+    "Print every preset, and every network, with the first line of its comment."
+    for title, names, text in (("presets", preset_names, preset_text),
+                               ("networks, as `--model.net NAME`", net_names, net_text)):
+        print(f"{title}:")
+        for name in names(): print(f"  {name:<22s} {text(name).splitlines()[0].lstrip('# ')}")
+    return 0
 
 # %% ../nbs/08_cli.ipynb #22e3711a
 def _run(argv: Sequence[str]) -> int:
@@ -336,14 +322,33 @@ def _run(argv: Sequence[str]) -> int:
     if cfg.mode == "train": return _train(cfg, args.trust, args.moved)
     return {"predict": _predict, "evaluate": _evaluate}[cfg.mode](cfg, args.config, args.trust)
 
-# %% ../nbs/08_cli.ipynb #9328a88a
-def _list() -> int:
-    "Print every preset, and every network, with the first line of its comment."
-    for title, names, text in (("presets", preset_names, preset_text),
-                               ("networks, as `--model.net NAME`", net_names, net_text)):
-        print(f"{title}:")
-        for name in names(): print(f"  {name:<22s} {text(name).splitlines()[0].lstrip('# ')}")
-    return 0
+# %% ../nbs/08_cli.ipynb #49232436
+def _say(error: str) -> int:
+    "Print an error as a paragraph; its exit status."
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths can be copied
+    shown = textwrap.fill(error, width, initial_indent="error: ", **whole)
+    print(shown, file=sys.stderr)
+    return 2
+
+# %% ../nbs/08_cli.ipynb #8960d42a
+def main(
+    argv: Optional[Sequence[str]] = None,  # Arguments; None = those of the shell
+) -> int:  # Exit status
+    "The command `run_im2im`."
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except Im2ImError as e:
+        return _say(str(e))
+    except BrokenPipeError:  # `run_im2im --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        what = f"'{e.filename}' cannot be read or written" if e.filename else "the system refuses"
+        return _say(f"{what} ({e.strerror or e}); make room there, or ask for the right to do so.")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 # %% ../nbs/08_cli.ipynb #11c1b4c4
 if __name__ == "__main__" and "__file__" in globals():

@@ -27,7 +27,7 @@ from pyrallis.utils import ParsingError
 class Im2ImError(ValueError):
     "An error that the user can mend; its text says what must hold, what came and what to do."
 
-
+# %% ../nbs/00_core.ipynb #8186f6fb
 class DataError(Im2ImError):
     "An image, a folder or a file is not as it must be."
 
@@ -92,6 +92,14 @@ def derive_seed(
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
+# %% ../nbs/00_core.ipynb #a05aa1a6
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    "The process's file mode mask; mkstemp ignores it and makes files that only the owner can read."
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
 # %% ../nbs/00_core.ipynb #9bb25838
 @contextmanager
 def write_atomic(
@@ -112,18 +120,20 @@ def write_atomic(
     finally:
         Path(tmp).unlink(missing_ok=True)
 
-
-@lru_cache(maxsize=1)
-def _umask() -> int:
-    "The process's file mode mask; mkstemp ignores it and makes files that only the owner can read."
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-# %% ../nbs/00_core.ipynb #a898f35d
+# %% ../nbs/00_core.ipynb #c1f182fd
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})")
 
 
+def _check_variables(text: str, key: str):
+    "`ConfigError` for an environment variable that is not set."
+    for plain, braced in _VARIABLE.findall(text):
+        if not os.environ.get(plain or braced):
+            raise ConfigError(
+                f"`{key}` '{text}': the environment variable {plain or braced} is not set; set it,"
+                " or write the path out."
+            )
+
+# %% ../nbs/00_core.ipynb #a898f35d
 def expand_path(
     path: str | Path,  # As written, perhaps with `~`, `$NAME` or `${NAME}`
     key: str = "path",  # The key in the config, for the error's text
@@ -132,12 +142,7 @@ def expand_path(
     text = os.fspath(path)
     if "$" not in text and not text.startswith("~"): return text
     literal = os.path.lexists(text)  # a name that has a `$` of its own
-    for plain, braced in [] if literal else _VARIABLE.findall(text):
-        if not os.environ.get(plain or braced):
-            raise ConfigError(
-                f"`{key}` '{text}': the environment variable {plain or braced} is not set; set it,"
-                " or write the path out."
-            )
+    if not literal: _check_variables(text, key)
     out = os.path.expanduser(text if literal else os.path.expandvars(text))
     if out.startswith("~") and not os.path.lexists(out):
         raise ConfigError(
@@ -151,7 +156,7 @@ def _a(noun: str) -> str:
     "The noun with its article."
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
-
+# %% ../nbs/00_core.ipynb #3b8de122
 _KINDS = {  # kind: (base class, a noun for people, namespaces for bare names)
     "net": ("torch.nn.Module", "network",
             ("mmv_im2im.models.*", "monai.networks.nets", "torch.nn")),
@@ -183,7 +188,7 @@ def _load(dotted: str) -> Any:
     module, _, name = dotted.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
-
+# %% ../nbs/00_core.ipynb #c88c5f90
 def _modules(namespaces: Sequence[str]):
     "The modules of `namespaces`; `pkg.*` stands for every module in `pkg`."
     for ns in namespaces:
@@ -245,6 +250,28 @@ def moved(
         if found is not None and made_in in (other.__name__, "builtins", "typing"): return found
     raise AttributeError(f"module '{module}' has no attribute '{name}'")
 
+# %% ../nbs/00_core.ipynb #a674e10e
+def _find_dotted(name, base, noun, key, trust):
+    module, _, attr = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attr)
+    except AttributeError:
+        names = [n for n, o in vars(importlib.import_module(module)).items() if _is_kind(o, base)]
+        hint = f"; {did_you_mean(attr, names)}" if names else "."
+        raise ConfigError(f"`{key}`: module '{module}' has no '{attr}'{hint}") from None
+    except Exception as e:  # importing runs a stranger's module, which may raise anything
+        raise ConfigError(
+            f"`{key}`: '{name}' cannot be imported ({e}); install the package, or correct the name,"
+            " 'package.module.Class'."
+        ) from None
+    if _is_kind(found, base) or (callable(found) and module.split(".")[0] in trust): return found
+    what = f"a class, but no {noun}" if inspect.isclass(found) else "no class"
+    raise ConfigError(
+        f"`{key}`: '{name}' is {what}; name {_a(noun)} (a subclass of"
+        f" {base.__module__}.{base.__qualname__}). A callable of a package that you trust is"
+        f" accepted with `--trust {module.split('.')[0]}`."
+    )
+
 # %% ../nbs/00_core.ipynb #be76ed93
 def find_class(
     name: str,  # A bare name such as 'UNet', or a dotted one such as 'my_package.nets.MyNet'
@@ -267,28 +294,6 @@ def find_class(
     raise ConfigError(
         f"`{key}`: there is no {noun} named '{name}'; {did_you_mean(name, class_names(kind))} "
         "For one of another package write its dotted name, 'package.module.Class'."
-    )
-
-
-def _find_dotted(name, base, noun, key, trust):
-    module, _, attr = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attr)
-    except AttributeError:
-        names = [n for n, o in vars(importlib.import_module(module)).items() if _is_kind(o, base)]
-        hint = f"; {did_you_mean(attr, names)}" if names else "."
-        raise ConfigError(f"`{key}`: module '{module}' has no '{attr}'{hint}") from None
-    except Exception as e:  # importing runs a stranger's module, which may raise anything
-        raise ConfigError(
-            f"`{key}`: '{name}' cannot be imported ({e}); install the package, or correct the name,"
-            " 'package.module.Class'."
-        ) from None
-    if _is_kind(found, base) or (callable(found) and module.split(".")[0] in trust): return found
-    what = f"a class, but no {noun}" if inspect.isclass(found) else "no class"
-    raise ConfigError(
-        f"`{key}`: '{name}' is {what}; name {_a(noun)} (a subclass of"
-        f" {base.__module__}.{base.__qualname__}). A callable of a package that you trust is"
-        f" accepted with `--trust {module.split('.')[0]}`."
     )
 
 # %% ../nbs/00_core.ipynb #5ab216a9
@@ -316,6 +321,78 @@ def check_arguments(
         if params[n].default is inspect.Parameter.empty and n not in kwargs and n not in given:
             raise ConfigError(f"`{key}.{n}` is missing: {name} needs '{n}'; add it.")
 
+# %% ../nbs/00_core.ipynb #fc18989e
+def _check_has_target(spec: Any, noun: str, key: str):
+    "`ConfigError` unless `spec` is a mapping with `_target_`."
+    if not isinstance(spec, dict):
+        raise ConfigError(
+            f"`{key}` must describe {_a(noun)} as {{_target_: Name, argument: value, ...}}; got"
+            f" {spec!r}."
+        )
+    if "_target_" not in spec:
+        near = nearest("_target_", spec)
+        hint = f"did you mean '_target_' instead of '{near}'?" if near else "add `_target_: Name`."
+        raise ConfigError(f"`{key}._target_` is missing: it names the {noun}; {hint}")
+
+# %% ../nbs/00_core.ipynb #7b73d574
+def check_spec(
+    spec: Any,  # What stands in the config
+    kind: str,  # What the place asks for
+    key: str,  # The key in the config, for the error's text
+):
+    "`ConfigError` unless `spec` has the form of an object; imports nothing."
+    noun = _KINDS[kind][1]
+    _check_has_target(spec, noun, key)
+    for k in spec:
+        if str(k).startswith("_") and k != "_target_":
+            raise ConfigError(f"`{key}.{k}` is no key of {_a(noun)}; did you mean '_target_'?")
+    if not isinstance(spec["_target_"], str) or not spec["_target_"].strip():
+        raise ConfigError(
+            f"`{key}._target_` must be the name of {_a(noun)}; got {spec['_target_']!r}."
+        )
+    for k in spec:
+        if not isinstance(k, str):
+            raise ConfigError(f"`{key}`: argument names are text; got {k!r}.")
+
+# %% ../nbs/00_core.ipynb #c6243d3c
+def _is_torch_module(name: str) -> bool:
+    try:
+        return bool(find_class(name, "net"))
+    except ConfigError:
+        return False
+
+# %% ../nbs/00_core.ipynb #c9835271
+@contextmanager
+def _refusing(name: str, shown: dict, key: str):
+    "Turn the error of a class into a `ConfigError` with the key."
+    try:
+        yield
+    except Im2ImError as e:
+        raise type(e)(str(e) if str(e).startswith("`") else f"`{key}`: {e}") from e
+    except ImportError as e:
+        raise ConfigError(
+            f"`{key}`: {name} needs a package that is not installed"
+            f" ({' '.join(str(e).split())}); install it, or leave {name} out."
+        ) from e
+    except Exception as e:
+        raise ConfigError(
+            f"`{key}`: {name} refuses its arguments {shown}: {type(e).__name__}: {e}"
+        ) from e
+
+# %% ../nbs/00_core.ipynb #93ce670a
+def _build_nested(value, kind, key, trust):
+    if isinstance(value, dict):
+        if "_target_" not in value:
+            return {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in value.items()}
+        try:
+            return build(value, kind, key, trust)
+        except ConfigError:
+            if kind in ("net", "loss") or not _is_torch_module(value["_target_"]): raise
+            return build(value, "net", key, trust)
+    if isinstance(value, (list, tuple)):
+        return [_build_nested(v, kind, f"{key}[{i}]", trust) for i, v in enumerate(value)]
+    return value
+
 # %% ../nbs/00_core.ipynb #7190d773
 def build(
     spec: dict,  # `{_target_: name, argument: value, ...}`
@@ -330,66 +407,5 @@ def build(
     named = {k: v for k, v in spec.items() if k != "_target_"}
     kwargs = {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in named.items()} | given
     check_arguments(cls, kwargs, key)
-    try:
-        return cls(**kwargs)
-    except Im2ImError as e:
-        raise type(e)(str(e) if str(e).startswith("`") else f"`{key}`: {e}") from e
-    except ImportError as e:
-        raise ConfigError(
-            f"`{key}`: {spec['_target_']} needs a package that is not installed"
-            f" ({' '.join(str(e).split())}); install it, or leave {spec['_target_']} out."
-        ) from e
-    except Exception as e:
-        shown = {k: v for k, v in kwargs.items() if k not in given}
-        raise ConfigError(
-            f"`{key}`: {spec['_target_']} refuses its arguments {shown}: {type(e).__name__}: {e}"
-        ) from e
-
-
-def _build_nested(value, kind, key, trust):
-    if isinstance(value, dict):
-        if "_target_" not in value:
-            return {k: _build_nested(v, kind, f"{key}.{k}", trust) for k, v in value.items()}
-        try:
-            return build(value, kind, key, trust)
-        except ConfigError:
-            if kind in ("net", "loss") or not _is_torch_module(value["_target_"]): raise
-            return build(value, "net", key, trust)
-    if isinstance(value, (list, tuple)):
-        return [_build_nested(v, kind, f"{key}[{i}]", trust) for i, v in enumerate(value)]
-    return value
-
-
-def _is_torch_module(name: str) -> bool:
-    try:
-        return bool(find_class(name, "net"))
-    except ConfigError:
-        return False
-
-# %% ../nbs/00_core.ipynb #7b73d574
-def check_spec(
-    spec: Any,  # What stands in the config
-    kind: str,  # What the place asks for
-    key: str,  # The key in the config, for the error's text
-):
-    "`ConfigError` unless `spec` has the form of an object; imports nothing."
-    noun = _KINDS[kind][1]
-    if not isinstance(spec, dict):
-        raise ConfigError(
-            f"`{key}` must describe {_a(noun)} as {{_target_: Name, argument: value, ...}}; got"
-            f" {spec!r}."
-        )
-    if "_target_" not in spec:
-        near = nearest("_target_", spec)
-        hint = f"did you mean '_target_' instead of '{near}'?" if near else "add `_target_: Name`."
-        raise ConfigError(f"`{key}._target_` is missing: it names the {noun}; {hint}")
-    for k in spec:
-        if str(k).startswith("_") and k != "_target_":
-            raise ConfigError(f"`{key}.{k}` is no key of {_a(noun)}; did you mean '_target_'?")
-    if not isinstance(spec["_target_"], str) or not spec["_target_"].strip():
-        raise ConfigError(
-            f"`{key}._target_` must be the name of {_a(noun)}; got {spec['_target_']!r}."
-        )
-    for k in spec:
-        if not isinstance(k, str):
-            raise ConfigError(f"`{key}`: argument names are text; got {k!r}.")
+    shown = {k: v for k, v in kwargs.items() if k not in given}
+    with _refusing(spec["_target_"], shown, key): return cls(**kwargs)

@@ -36,7 +36,7 @@ def _tensor(x: Any) -> torch.Tensor:
 
 _COMPLEX = "complex images cannot be compared; take their absolute value or their phase first"
 
-
+# %% ../nbs/02_metrics.ipynb #637068f9
 def _pair(pred: Any, target: Any, weight: Any = None) -> tuple:
     "`pred`, `target` and `weight` as tensors of one shape; the weight as double, or None."
     pred, target = _tensor(pred), _tensor(target)
@@ -198,7 +198,7 @@ def _windowed(x: torch.Tensor) -> torch.Tensor:
         x = y
     return x
 
-
+# %% ../nbs/02_metrics.ipynb #74712514
 def _scaled(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor], R: float) -> tuple:
     "Both images in units of `R` around the target's mean, 0 where not seen, and that mean."
     p, t = p.double(), t.double()
@@ -208,14 +208,14 @@ def _scaled(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor], R: f
     if max(float(x.abs().max()) for x in (p, t)) <= 4: p, t = p.float(), t.float()
     return p, t, mean / R
 
-
+# %% ../nbs/02_metrics.ipynb #37450edd
 def _ssim_map(p: torch.Tensor, t: torch.Tensor, seen: Optional[torch.Tensor],
               R: float) -> torch.Tensor:
     "SSIM around each pixel; `seen` tells the pixels that take part, None if all do."
     p, t, offset = _scaled(p, t, seen, R)
     share = 1 if seen is None else _windowed(seen.to(p))
     mp, mt, squares, product = (_windowed(x) / share for x in (p, t, p * p + t * t, p * t))
-    # p and t are centerd, which leaves variances and mp - mt as they are
+    # p and t are centered, which leaves variances and mp - mt as they are
     variances, covariance = squares - mp ** 2 - mt ** 2, product - mp * mt
     c1, c2 = 0.01 ** 2, 0.03 ** 2
     light = 1 - (mp - mt) ** 2 / ((mp + offset) ** 2 + (mt + offset) ** 2 + c1)
@@ -240,7 +240,7 @@ def _ssim(p: torch.Tensor, t: torch.Tensor, w: Optional[torch.Tensor], R: float,
     m = torch.where(w > 0, _ssim_map(p, t, seen, R), 0.)
     return float((w * m).sum() / w.sum())
 
-
+# %% ../nbs/02_metrics.ipynb #5d8ffe10
 def ssim(
     pred: Any,  # Predicted image, `(..., Y, X)` or `(..., Z, Y, X)`
     target: Any,  # True image, same shape
@@ -269,7 +269,7 @@ def _labels(x: torch.Tensor, num_classes: Optional[int], name: str) -> torch.Ten
                         f"`num_classes`")
     return k
 
-
+# %% ../nbs/02_metrics.ipynb #ab691fac
 def _masks(x: torch.Tensor, name: str) -> torch.Tensor:
     "`x` as one mask per channel; refuse what is not 0 or 1."
     if not ((x == 0) | (x == 1)).all():
@@ -295,7 +295,7 @@ class _Overlap(NamedTuple):
     t: torch.Tensor # In the target
     seen: bool # Whether any pixel counts
 
-
+# %% ../nbs/02_metrics.ipynb #beb43469
 def _overlap(pred: Any, target: Any, weight: Any, num_classes: Optional[int],
              multilabel: bool) -> _Overlap:
     "Count the pixels of every class but the background."
@@ -311,7 +311,7 @@ def _overlap(pred: Any, target: Any, weight: Any, num_classes: Optional[int],
     n = n.reshape(num_classes, num_classes) # rows: prediction, columns: target
     return _Overlap(n.diag()[1:], n.sum(1)[1:], n.sum(0)[1:], seen)
 
-
+# %% ../nbs/02_metrics.ipynb #5052867a
 def _scores(n: _Overlap, name: str) -> torch.Tensor:
     "Dice or IoU of every class, NaN where a class is neither in the prediction nor in the target."
     return 2 * n.both / (n.p + n.t) if name == 'dice' else n.both / (n.p + n.t - n.both)
@@ -334,7 +334,7 @@ def dice(
     "Dice coefficient, the same as the F1 score of the pixels."
     return _mean_score(_overlap(pred, target, weight, num_classes, multilabel), 'dice')
 
-
+# %% ../nbs/02_metrics.ipynb #c5e345d1
 @delegates(dice)
 def iou(
     pred: Any,  # Predicted labels: bool or whole numbers, any number of axes
@@ -373,7 +373,7 @@ def _spacing(spacing: Any, dims: int) -> list[float]:
                           f"image, got {spacing!r}; leave it out for distances in pixels")
     return found
 
-
+# %% ../nbs/02_metrics.ipynb #702e91bb
 def _surface_distance(p: torch.Tensor, t: torch.Tensor, spacing: list[float]) -> float:
     "95th percentile of the surface distances of two masks `([Z,] Y, X)`."
     if not p.any() and not t.any(): return math.nan
@@ -386,7 +386,7 @@ def _surface_distance(p: torch.Tensor, t: torch.Tensor, spacing: list[float]) ->
         return float(compute_hausdorff_distance(*both, include_background=True, percentile=95,
                                                 spacing=spacing))
 
-
+# %% ../nbs/02_metrics.ipynb #669fd68d
 def _mean(values: Sequence[float]) -> float:
     "Mean of what was measured, NaN if nothing was."
     found = [v for v in values if not math.isnan(v)]
@@ -421,7 +421,6 @@ METRICS = {'regression': ('pearson', 'ssim', 'psnr', 'nrmse', 'psnr_affine'),
 METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'nrmse': 'min',
                 'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min',
                 'structure': 'max'} # of distances
-
 _BY_OPTION = ('hausdorff95',) # measured only when named
 
 
@@ -434,7 +433,7 @@ def metric_mode(
 
 def _bare(name: str) -> str: return re.sub(r'_c\d+$', '', name.rpartition('/')[2])
 
-
+# %% ../nbs/02_metrics.ipynb #250c3bc5
 def is_known(
     name: str,  # As it is logged: 'val/pearson', 'val/dice_c2', 'val/loss'
 ) -> bool:

@@ -30,15 +30,9 @@ def _dtype_name(dtype: Any, who: str = "an image") -> str:
                           f"{did_you_mean(str(dtype), _DTYPES)}")
     return name
 
-
-def to_dtype(
-    x: np.ndarray,  # Intensities or labels, any shape
-    dtype: Any,  # uint8, uint16, uint32, int8, int16, int32, float16, float32 or float64
-) -> np.ndarray:  # The same shape
-    "Round and clip to an integer dtype, or cast to a float dtype."
-    dtype, x = np.dtype(_dtype_name(dtype)), np.asarray(x)
-    if x.dtype == dtype: return x
-    if dtype.kind == "f" or x.dtype == bool: return x.astype(dtype)
+# %% ../nbs/06_postprocess.ipynb #43308e66
+def _to_integer(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    "Numbers rounded and clipped to an integer dtype; `DataError` for NaN."
     to = np.iinfo(dtype)
     if x.dtype.kind in "iu":
         own = np.iinfo(x.dtype)
@@ -50,6 +44,17 @@ def to_dtype(
     if x.dtype.itemsize < 8 and (dtype.itemsize > 2 or x.dtype == np.float16):
         x = x.astype(np.float64) # holds every limit of the integer exactly
     return np.rint(x).clip(to.min, to.max).astype(dtype)
+
+# %% ../nbs/06_postprocess.ipynb #d8e0640e
+def to_dtype(
+    x: np.ndarray,  # Intensities or labels, any shape
+    dtype: Any,  # uint8, uint16, uint32, int8, int16, int32, float16, float32 or float64
+) -> np.ndarray:  # The same shape
+    "Round and clip to an integer dtype, or cast to a float dtype."
+    dtype, x = np.dtype(_dtype_name(dtype)), np.asarray(x)
+    if x.dtype == dtype: return x
+    if dtype.kind == "f" or x.dtype == bool: return x.astype(dtype)
+    return _to_integer(x, dtype)
 
 # %% ../nbs/06_postprocess.ipynb #b952aa6f
 class Postprocess:
@@ -153,7 +158,7 @@ def _connectivity(name: str, value: Any) -> int:
                           f"`connectivity`; got {value!r}; correct it or leave it out")
     return int(value)
 
-
+# %% ../nbs/06_postprocess.ipynb #0a793a8d
 class RemoveSmall(Postprocess):
     "Regions of fewer than `size` pixels become background."
     takes = "labels"
@@ -172,6 +177,17 @@ class RemoveSmall(Postprocess):
         else: part = _regions(x, self.connectivity)
         small = np.bincount(part.reshape(-1)) < self.size
         return np.where(small[part.reshape(x.shape)], x.dtype.type(0), x)
+
+# %% ../nbs/06_postprocess.ipynb #153eccea
+def _neighbors(gaps: np.ndarray, labels: np.ndarray):
+    "Yield the numbers of gaps and the labels beside them, along each axis in both directions."
+    for axis in range(gaps.ndim):
+        n = gaps.shape[axis]
+        for a, b in ((slice(1, n), slice(0, n - 1)), (slice(0, n - 1), slice(1, n))):
+            at = (slice(None),) * axis
+            gap, label = gaps[at + (a,)], labels[at + (b,)]
+            touch = (gap > 0) & (label > 0)
+            yield gap[touch], label[touch].astype(np.int64)
 
 # %% ../nbs/06_postprocess.ipynb #798882cd
 class FillHoles(Postprocess):
@@ -195,17 +211,6 @@ class FillHoles(Postprocess):
         for axis in range(x.ndim): hole[gaps.take((0, -1), axis).reshape(-1)] = False
         if self.size is not None: hole &= np.bincount(gaps.reshape(-1), minlength=n) <= self.size
         return np.where(hole[gaps], low[gaps].astype(x.dtype), x)
-
-
-def _neighbors(gaps: np.ndarray, labels: np.ndarray):
-    "Yield the numbers of gaps and the labels beside them, along each axis in both directions."
-    for axis in range(gaps.ndim):
-        n = gaps.shape[axis]
-        for a, b in ((slice(1, n), slice(0, n - 1)), (slice(0, n - 1), slice(1, n))):
-            at = (slice(None),) * axis
-            gap, label = gaps[at + (a,)], labels[at + (b,)]
-            touch = (gap > 0) & (label > 0)
-            yield gap[touch], label[touch].astype(np.int64)
 
 # %% ../nbs/06_postprocess.ipynb #0fcc7ac6
 class Largest(Postprocess):
@@ -235,7 +240,7 @@ def _numbered(channels: Sequence[np.ndarray]) -> np.ndarray:
     x = np.stack(channels)
     return x.astype(np.uint16 if x.max() <= 65535 else np.int32)
 
-
+# %% ../nbs/06_postprocess.ipynb #683d3713
 class Label(Postprocess):
     "Number the connected regions of equal value from 1 in each channel; uint16 or int32."
     takes = "labels"
@@ -309,7 +314,7 @@ class Rescale(Postprocess):
         if to.kind == "f": return to_dtype(x, to)
         return to_dtype(np.iinfo(to).min + x * (np.iinfo(to).max - np.iinfo(to).min), to)
 
-
+# %% ../nbs/06_postprocess.ipynb #1a2582ff
 class AsType(Postprocess):
     "Another dtype for the same values, rounded and clipped where it is an integer."
 
@@ -355,7 +360,7 @@ def as_postprocess(
     return [s if callable(s) else build(s, "postprocess", f"{key}[{i}]", trust)
             for i, s in enumerate(steps)]
 
-
+# %% ../nbs/06_postprocess.ipynb #2202c045
 def postprocess_spec(
     step: Postprocess,  # A step that keeps its arguments as attributes of the same name
 ) -> dict:  # `{_target_: ..., argument: value}` in plain types

@@ -38,7 +38,7 @@ def _image(x: Any, spatial_dims: int) -> np.ndarray:
                         f"give a list of images, and set `spatial_dims` to 2 or 3 as they are")
     return x
 
-
+# %% ../nbs/03_set_metrics.ipynb #3eede440
 def _images(x: Any, spatial_dims: int) -> list[np.ndarray]:
     "The images of a set, all with the same number of channels."
     found = [_image(i, spatial_dims) for i in _listed(x, spatial_dims)]
@@ -49,7 +49,7 @@ def _images(x: Any, spatial_dims: int) -> list[np.ndarray]:
                         f"{sorted(channels)}; measure them as separate sets")
     return found
 
-
+# %% ../nbs/03_set_metrics.ipynb #9219fcbf
 def _two_sets(a: Any, b: Any, spatial_dims: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     "Both sets, with the same number of channels."
     a, b = _images(a, spatial_dims), _images(b, spatial_dims)
@@ -75,7 +75,7 @@ def _blur(x: np.ndarray, gain: float = 1) -> np.ndarray:
         x = ndi.correlate1d(x, gain * _BINOMIAL, axis, mode='mirror')
     return x
 
-
+# %% ../nbs/03_set_metrics.ipynb #660c3b44
 def _pyramid(x: np.ndarray, levels: int) -> list[np.ndarray]:
     "Laplacian pyramid of an image `(C, [Z,] Y, X)`, the finest level first."
     half = (slice(None),) + (slice(None, None, 2),) * (x.ndim - 1)
@@ -99,7 +99,7 @@ def _n_levels(images: list[np.ndarray], patch: int, levels: int) -> int:
     while n < levels and (side := (side + 1) // 2) >= 2 * patch: n += 1
     return n
 
-
+# %% ../nbs/03_set_metrics.ipynb #8a3ec1ae
 def _patches(images: list[np.ndarray], patch: int, u: np.ndarray) -> np.ndarray:
     "As many patches as `u` has numbers, drawn from a whole set: `(C, n, pixels of a patch)`."
     grids = [[n - patch + 1 for n in x.shape[1:]] for x in images]
@@ -113,7 +113,7 @@ def _patches(images: list[np.ndarray], patch: int, u: np.ndarray) -> np.ndarray:
         out.append(x.reshape(len(x), -1)[:, first[:, None] + step])
     return np.concatenate(out, 1)
 
-
+# %% ../nbs/03_set_metrics.ipynb #eb6f8fa3
 def _n_places(images: list[np.ndarray], patch: int) -> int:
     "How many patches a set holds."
     return sum(math.prod(n - patch + 1 for n in x.shape[1:]) for x in images)
@@ -131,13 +131,13 @@ def _project(p: np.ndarray, directions: np.ndarray) -> np.ndarray:
     flat = p.transpose(1, 0, 2).reshape(p.shape[1], -1).astype(np.float32)
     return np.sort(flat @ directions, axis=0)
 
-
+# %% ../nbs/03_set_metrics.ipynb #85a47c9c
 def _directions(dims: int, n: int, rng: np.random.Generator) -> np.ndarray:
     "`n` random directions in `dims` dimensions, `(dims, n)`."
     theta = rng.standard_normal((dims, n), np.float32)
     return theta / np.linalg.norm(theta, axis=0)
 
-
+# %% ../nbs/03_set_metrics.ipynb #3a27dfac
 def _swd(a: list[np.ndarray], b: list[np.ndarray], patch: int, levels: int, patches: int,
          directions: int, normalize: Sequence[bool], seed: int) -> Iterator[list[float]]:
     "Distances of each pyramid level, one for each way to `normalize`."
@@ -200,7 +200,7 @@ def _rings(shape: Sequence[int], bins: int) -> np.ndarray:
     ring.flat[0] = bins # the mean is no detail
     return ring
 
-
+# %% ../nbs/03_set_metrics.ipynb #485ad342
 def _power(x: np.ndarray, bins: int) -> np.ndarray:
     "Radially averaged power of an image `(C, [Z,] Y, X)`: `(C, bins)`."
     axes = tuple(range(1, x.ndim))
@@ -258,7 +258,7 @@ def _std(channel: list[np.ndarray]) -> float:
     x = np.concatenate([i.ravel() for i in channel])
     return float((x - x[0]).std(dtype=np.float64))
 
-
+# %% ../nbs/03_set_metrics.ipynb #cf7d16fd
 def histogram_distance(
     a: Any,  # Images `(C, [Z,] Y, X)`, arrays or tensors of any sizes; a list, a batch or one image
     b: Any,  # The images to compare with, as many channels; their std is the unit
@@ -281,7 +281,7 @@ def _edges(x: np.ndarray) -> np.ndarray:
     axes = [i for i, n in enumerate(x.shape) if n > 1]
     return np.sqrt(sum((np.gradient(x, axis=i) ** 2 for i in axes), np.zeros_like(x)))
 
-
+# %% ../nbs/03_set_metrics.ipynb #673ba737
 def gradient_correlation(
     source: Any,  # Source image `(C, [Z,] Y, X)`, or without C, array or tensor
     result: Any,  # Its translation, as large; any number of channels
@@ -325,17 +325,26 @@ _MOST_IMAGES, _MOST_PIXELS = 16, 2**20
 
 
 def _spread(n: int) -> list[int]:
-    "Numbers of the images to look at in a set of `n`."
+    "Numbers of the images to measure in a set of `n`."
     if n <= _MOST_IMAGES: return list(range(n))
     return np.linspace(0, n - 1, _MOST_IMAGES).round().astype(int).tolist()
 
-
+# %% ../nbs/03_set_metrics.ipynb #aaf85e33
 def _middle(x: np.ndarray, n_images: int) -> np.ndarray:
     "The middle part of an image `(C, [Z,] Y, X)` that is its share of the pixels."
     shape = side = x.shape[1:]
     while math.prod(side) * n_images > _MOST_PIXELS: # long sides are cut, thin ones stay
         side = [min(n, max(side) * 31 // 32) for n in side]
     return x[(slice(None), *(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, side)))]
+
+# %% ../nbs/03_set_metrics.ipynb #a7c23685
+def _kept_sources(sources: Any, n: int, keep: Sequence[int], spatial_dims: int) -> list:
+    "The sources of the results that are measured, out of `n`."
+    sources = _listed(sources, spatial_dims)
+    if len(sources) != n:
+        raise DataError(f"there must be one source for each result, got {len(sources)} and "
+                        f"{n}")
+    return [_image(sources[i], spatial_dims) for i in keep]
 
 # %% ../nbs/03_set_metrics.ipynb #615fa373
 def _set_swd(a: list, b: list, names: Sequence[str], spatial_dims: int, seed: int) -> dict:
@@ -346,7 +355,7 @@ def _set_swd(a: list, b: list, names: Sequence[str], spatial_dims: int, seed: in
     found = list(_swd(a, b, patch, 4, 4096, 128, ways, seed)) if names else []
     return {k: float(np.mean(d)) for k, d in zip(names, zip(*found))}
 
-
+# %% ../nbs/03_set_metrics.ipynb #bc19b27e
 def _set_structure(sources: list, results: list, spatial_dims: int) -> float:
     "Mean over pairs of the gradient correlation, NaN left out."
     found = []
@@ -356,7 +365,7 @@ def _set_structure(sources: list, results: list, spatial_dims: int) -> float:
     found = [r for r in found if not math.isnan(r)]
     return float(np.mean(found)) if found else math.nan
 
-
+# %% ../nbs/03_set_metrics.ipynb #fb05fba1
 def set_metrics(
     preds: Any,  # Translated images `(C, [Z,] Y, X)`, arrays or tensors; a list, a batch or one
     targets: Any,  # Real images of the same kind, as many channels; no pairs are needed
@@ -373,12 +382,7 @@ def set_metrics(
                            spatial_dims)
     a, b = ([_middle(x, len(s)) for x in s] for s in (results, b))
     finite = all(np.isfinite(x).all() for x in a + b)
-    if sources is not None:
-        sources = _listed(sources, spatial_dims)
-        if len(sources) != len(preds):
-            raise DataError(f"there must be one source for each result, got {len(sources)} and "
-                            f"{len(preds)}")
-        sources = [_image(sources[i], spatial_dims) for i in keep]
+    if sources is not None: sources = _kept_sources(sources, len(preds), keep, spatial_dims)
     if not finite: return dict.fromkeys(names, math.nan)
     of = {'spectrum': lambda: spectrum_distance(a, b, spatial_dims),
           'histogram': lambda: histogram_distance(a, b, spatial_dims, seed),

@@ -31,7 +31,7 @@ def _per_axis(value: int | Sequence[int], n: int, name: str, least: int = 1) -> 
                           f"image, got {value!r}")
     return values
 
-
+# %% ../nbs/05_tiling.ipynb #900a0b8f
 def _mirror(n: int, size: int, device) -> torch.Tensor:
     "Indices 0, 1, ..., n-1, n-2, ..., 1, 0, 1, ... up to `size` of them."
     i = torch.arange(size, device=device) % max(2 * n - 2, 1)
@@ -58,7 +58,7 @@ def pad_to_multiple(
     sizes = [math.ceil(n / s) * s for n, s in zip(x.shape[2:], strides)]
     return _grow(x, sizes), tuple(slice(0, n) for n in x.shape[2:])
 
-
+# %% ../nbs/05_tiling.ipynb #c1fa0482
 def unpad(
     x: torch.Tensor,  # `(B, K, [Z,] Y, X)`, any number of channels
     crop: Sequence[slice],  # From `pad_to_multiple`
@@ -99,7 +99,7 @@ def _starts(size: int, tile: int, halo: int) -> list[int]:
     "Where windows start along one axis; the last one ends with the image."
     return [*range(0, size - tile, tile - 2 * halo), size - tile]
 
-
+# %% ../nbs/05_tiling.ipynb #3675ed93
 def _windows(sizes: Sequence[int], tile: Sequence[int], halo: Sequence[int]) -> Iterator[tuple]:
     "For each window: what to read, what of the result to keep, where that goes (slices)."
     axes = []
@@ -110,7 +110,7 @@ def _windows(sizes: Sequence[int], tile: Sequence[int], halo: Sequence[int]) -> 
                      for s, a, b in zip(starts, edges, edges[1:])])
     for window in itertools.product(*axes): yield tuple(zip(*window))
 
-
+# %% ../nbs/05_tiling.ipynb #e5b5be6c
 def _exact(x, fn, tile, halo, batch_size, progress) -> torch.Tensor:
     "Windows of `x`, a few at a time, put together without their halo."
     out, parts = None, list(_windows(x.shape[2:], tile, halo))
@@ -136,7 +136,7 @@ def _checked(fn: Callable, device) -> Callable:
         return y.to(device)
     return call
 
-
+# %% ../nbs/05_tiling.ipynb #3a7090db
 def _room(tile: Sequence[int], sizes: Sequence[int], halo: Sequence[int]) -> tuple[int, ...]:
     "The halo of each axis, 0 for an axis that is not cut; refuse tiles that are all halo."
     halo = tuple(0 if t == n else h for t, n, h in zip(tile, sizes, halo))
@@ -157,6 +157,15 @@ def _even(tile: Sequence[int], sizes: Sequence[int], overlap: float,
         out.append(next(fits, t))
     return tuple(out)
 
+# %% ../nbs/05_tiling.ipynb #9100159c
+def _check_blend(blend: str, overlap: float):
+    "`ConfigError` for an unknown way to blend, or an overlap that is none."
+    if blend not in ('gaussian', 'exact', 'none'):
+        raise ConfigError(f"unknown `blend` {blend!r}; "
+                          f"{did_you_mean(blend, ('gaussian', 'exact', 'none'))}")
+    if not 0 <= overlap < 1:
+        raise ConfigError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+
 # %% ../nbs/05_tiling.ipynb #1fe92b1f
 @torch.no_grad()
 def predict_tiled(
@@ -171,11 +180,7 @@ def predict_tiled(
     progress: bool = False,  # Show a bar
 ) -> torch.Tensor:  # `(B, K, [Z,] Y, X)`, the image's size, on its device
     "Predict an image of any size in tiles."
-    if blend not in ('gaussian', 'exact', 'none'):
-        raise ConfigError(f"unknown `blend` {blend!r}; "
-                          f"{did_you_mean(blend, ('gaussian', 'exact', 'none'))}")
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+    _check_blend(blend, overlap)
     fn = _checked(fn, image.device)
     x, crop = pad_to_multiple(image, stride)
     sizes, n = tuple(x.shape[2:]), x.ndim - 2
@@ -210,7 +215,7 @@ def _probing(net: nn.Module):
             for m, training in modes.items(): m.training = training
             for b, old in buffers.items(): b.copy_(old)
 
-
+# %% ../nbs/05_tiling.ipynb #d87471c4
 def _on_meta(net: nn.Module) -> Optional[nn.Module]:
     "A copy of `net` without numbers, or None if it cannot be copied."
     bare = lambda t: torch.empty_like(t, device='meta')
@@ -218,12 +223,12 @@ def _on_meta(net: nn.Module) -> Optional[nn.Module]:
     try: return copy.deepcopy(net, memo | {id(b): bare(b) for b in net.buffers()})
     except Exception: return None # any error of a foreign network's own __deepcopy__
 
-
+# %% ../nbs/05_tiling.ipynb #be4b2a90
 def _run(nets: Sequence[tuple], shape: Sequence[int]) -> torch.Tensor | str:
     "Output of the first `(net, device)` that takes an input of `shape`, or the last error's text."
     for net, device in nets:
         try: y = image_of(net(torch.rand(*shape, device=device)))
-        # foreign code: whatever it raises means that this size, or this device, does not do
+        # foreign code: any error means that this size, or this device, does not work
         except Exception as e:
             y = f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ""}'
             continue
@@ -231,6 +236,9 @@ def _run(nets: Sequence[tuple], shape: Sequence[int]) -> torch.Tensor | str:
     return y
 
 # %% ../nbs/05_tiling.ipynb #e3f6f1fb
+_STRIDES = (1, 2, 4, 8, 16, 32, 64)
+
+
 def _inner_grid(nets: Sequence[tuple], in_channels: int, spatial_dims: int) -> int:
     "How many pixels one pixel of the network's coarsest level covers; 1 where that cannot be seen."
     found = []
@@ -245,10 +253,7 @@ def _inner_grid(nets: Sequence[tuple], in_channels: int, spatial_dims: int) -> i
         found.append({n // k for k in sizes if k and n % k == 0})
     return max((s for s in found[0] & found[1] if s in _STRIDES), default=1)
 
-
-_STRIDES = (1, 2, 4, 8, 16, 32, 64)
-
-
+# %% ../nbs/05_tiling.ipynb #9e65f30b
 def probe_stride(
     net: nn.Module,  # Any network `(B, in_channels, *spatial) -> (B, out_channels, *spatial)`
     in_channels: int,  # Channels of the source
@@ -286,7 +291,7 @@ def _reach(net: nn.Module, shape: Sequence[int], axis: int, cut: int, device) ->
     last, first = hit[0].nonzero().max(), hit[1].nonzero().min()
     return max(int(last) + 1 - cut, n - cut - int(first), 0)
 
-
+# %% ../nbs/05_tiling.ipynb #76e61b6c
 def _same_when_cut(net: nn.Module, in_channels: int, other: Sequence[int], stride: int, halo: int,
                    device) -> bool:
     "Does a part of a random image give the pixels of the whole, beyond `halo` from its ends?"
@@ -304,7 +309,7 @@ def _sees_all(net: nn.Module) -> bool:
     return any(isinstance(m, norms) and not getattr(m, 'track_running_stats', False)
                for m in net.modules())
 
-
+# %% ../nbs/05_tiling.ipynb #fcda697a
 def probe_halo(
     net: nn.Module,  # Any network that keeps the image's size
     in_channels: int,  # Channels of the source

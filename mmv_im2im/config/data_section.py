@@ -7,7 +7,7 @@ __all__ = ['DataConfig']
 
 # %% ../../nbs/config/01_data_section.ipynb #f876182d
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from .fields import _Strict, _check_section
 from ..core import ConfigError, check_spec, did_you_mean
@@ -44,8 +44,8 @@ _LOADER = (
 )
 
 
-def _check_together(data: DataConfig):
-    "Fields against each other."
+def _check_loading(data: DataConfig):
+    "Workers, and the arguments of torch's loader."
     for name in data.loader:
         if name not in _LOADER:
             raise ConfigError(f"`data.loader.{name}` is no key; {did_you_mean(name, _LOADER)}")
@@ -54,6 +54,10 @@ def _check_together(data: DataConfig):
             f"`data.num_workers` is {data.num_workers}, but with `data.partial_loading` the"
             " images are held"" by the training process alone; set it to 0 or null."
         )
+
+# %% ../../nbs/config/01_data_section.ipynb #fffe3fba
+def _check_split(data: DataConfig):
+    "Validation on pixels of the training images."
     if data.split == "pixels" and data.pairing == "unpaired":
         raise ConfigError(
             "`data.split: pixels` validates on pixels of the training images, which two collections"
@@ -64,6 +68,10 @@ def _check_together(data: DataConfig):
             f"`data.val_fraction` is {data.val_fraction}, but with `data.split: pixels` at most 0.1"
             " of them may be held back; 0.02 is usual."
         )
+
+# %% ../../nbs/config/01_data_section.ipynb #4b00c7f8
+def _check_sizes(data: DataConfig):
+    "Sizes of patches and pixels."
     if data.isotropic and len(data.patch) == 2:
         raise ConfigError(
             "`data.isotropic` resamples stacks, but `data.patch` has 2 sizes; give it 3, [Z, Y, X],"
@@ -74,6 +82,10 @@ def _check_together(data: DataConfig):
             "`data.pixel_size` must be 3 numbers above 0, [Z, Y, X] in micrometers; got"
             f" {data.pixel_size}."
         )
+
+# %% ../../nbs/config/01_data_section.ipynb #e7748233
+def _check_parts(data: DataConfig):
+    "Source, target and cost map."
     if data.label_kind and data.target_kind == "image":
         raise ConfigError(
             "`data.label_kind` is for labels, but `data.target_kind` is image; remove it, or set"
@@ -88,10 +100,20 @@ def _check_together(data: DataConfig):
             " `data.target_channels`."
         )
 
-# %% ../../nbs/config/01_data_section.ipynb #ecec8b9f
+# %% ../../nbs/config/01_data_section.ipynb #265ba9b1
 _AXES = "TCZYXS"
 
 
+def _check_axes(name: str, axes: Optional[str]):
+    "Each axis once, Y and X among them."
+    if axes is None: return
+    if not {"Y", "X"} <= set(axes) <= set(_AXES) or len(set(axes)) < len(axes):
+        raise ConfigError(
+            f"`data.{name}` must name each axis once, out of T, C, Z, Y, X, S (S = RGB"
+            f" samples), with Y and X; got '{axes}'. Write for example 'CYX'."
+        )
+
+# %% ../../nbs/config/01_data_section.ipynb #ecec8b9f
 def _check_data(data: DataConfig):
     "Limits of single fields, then of fields against each other."
     _check_section(data, "data.")
@@ -106,15 +128,8 @@ def _check_data(data: DataConfig):
             " not intensities. Remove `target_norm`, or set `target_kind: image`."
         )
     _check_path(data.path)
-    _check_together(data)
-    for name in ("source_axes", "target_axes"):
-        axes = getattr(data, name)
-        if axes is None: continue
-        if not {"Y", "X"} <= set(axes) <= set(_AXES) or len(set(axes)) < len(axes):
-            raise ConfigError(
-                f"`data.{name}` must name each axis once, out of T, C, Z, Y, X, S (S = RGB"
-                f" samples), with Y and X; got '{axes}'. Write for example 'CYX'."
-            )
+    for check in (_check_loading, _check_split, _check_sizes, _check_parts): check(data)
+    for name in ("source_axes", "target_axes"): _check_axes(name, getattr(data, name))
     for name in ("source_norm", "target_norm"):
         if getattr(data, name) is not None:
             check_spec(getattr(data, name), "normalization", f"data.{name}")

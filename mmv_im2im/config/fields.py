@@ -29,7 +29,7 @@ def _is_optional(tp: Any) -> bool: return type(None) in get_args(tp)
 
 def _inner(tp: Any) -> Any: return next(t for t in get_args(tp) if t is not type(None))
 
-
+# %% ../../nbs/config/00_fields.ipynb #7bcc0204
 def _fits(value: Any, tp: Any) -> bool:
     "Whether `value`, as a yaml gives it, is of type `tp`; nothing is converted."
     if tp is Any: return True
@@ -42,29 +42,7 @@ def _fits(value: Any, tp: Any) -> bool:
     if tp is float: return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, tp)
 
-# %% ../../nbs/config/00_fields.ipynb #5c393205
-def _check_value(key: str, value: Any, tp: Any, meta: dict):
-    "`ConfigError` unless `value` has type `tp` and keeps to the limits in `meta`."
-    if not _fits(value, tp):
-        raise ConfigError(
-            f"`{key}` must be {_type_text(tp)}; got {value!r}. {_type_hint(value, tp)}".strip()
-        )
-    if value is None: return
-    values = value if isinstance(value, (list, tuple)) else [value]
-    for v in values:
-        if meta.get("choices") and v not in meta["choices"]:
-            near = nearest(str(v), meta["choices"])
-            hint = f"did you mean '{near}'? " if near else ""
-            allowed = ", ".join(map(str, meta["choices"]))
-            raise ConfigError(f"`{key}` cannot be '{v}'; {hint}Allowed: {allowed}.")
-        low, high = meta.get("low"), meta.get("high")
-        if (low is not None and not v >= low) or (high is not None and not v <= high):
-            span = f"between {low} and {high}"
-            if high is None: span = f"at least {low}"
-            elif low is None: span = f"at most {high}"
-            raise ConfigError(f"`{key}` must be {span}; got {value!r}.")
-
-
+# %% ../../nbs/config/00_fields.ipynb #5bbae4aa
 def _type_hint(value: Any, tp: Any) -> str:
     "A last half-sentence where the slip is a common one."
     tp = _inner(tp) if _is_optional(tp) else tp
@@ -76,7 +54,34 @@ def _type_hint(value: Any, tp: Any) -> str:
     if tp is str and isinstance(value, (int, float)): return "Put it in quotes."
     return ""
 
+# %% ../../nbs/config/00_fields.ipynb #34776520
+def _check_choice(key: str, v: Any, choices: Any):
+    "`ConfigError` unless a value is one of those that are allowed."
+    if not choices or v in choices: return
+    near = nearest(str(v), choices)
+    hint = f"did you mean '{near}'? " if near else ""
+    allowed = ", ".join(map(str, choices))
+    raise ConfigError(f"`{key}` cannot be '{v}'; {hint}Allowed: {allowed}.")
 
+# %% ../../nbs/config/00_fields.ipynb #5c393205
+def _check_value(key: str, value: Any, tp: Any, meta: dict):
+    "`ConfigError` unless `value` has type `tp` and keeps to the limits in `meta`."
+    if not _fits(value, tp):
+        raise ConfigError(
+            f"`{key}` must be {_type_text(tp)}; got {value!r}. {_type_hint(value, tp)}".strip()
+        )
+    if value is None: return
+    values = value if isinstance(value, (list, tuple)) else [value]
+    for v in values:
+        _check_choice(key, v, meta.get("choices"))
+        low, high = meta.get("low"), meta.get("high")
+        if (low is not None and not v >= low) or (high is not None and not v <= high):
+            span = f"between {low} and {high}"
+            if high is None: span = f"at least {low}"
+            elif low is None: span = f"at most {high}"
+            raise ConfigError(f"`{key}` must be {span}; got {value!r}.")
+
+# %% ../../nbs/config/00_fields.ipynb #014907ed
 def _plain(x: Any) -> Any:
     if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
     if isinstance(x, dict):
@@ -84,21 +89,6 @@ def _plain(x: Any) -> Any:
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, Path): return str(x)
     return x.tolist() if hasattr(x, "tolist") else x  # a number or an array of NumPy
-
-
-def _check_section(section: Any, prefix: str = ""):
-    "Check every field of a dataclass against its type and its limits."
-    hints = get_type_hints(type(section))
-    for f in fields(section):
-        key, tp = f"{prefix}{f.name}", hints[f.name]
-        if is_dataclass(tp):
-            _check_class(key, getattr(section, f.name), tp)
-            continue
-        value = _plain(getattr(section, f.name))
-        if f.metadata.get("path"): value = _expand(key, value)
-        _check_value(key, value, tp, f.metadata)
-        _refuse_objects(key, value)
-        setattr(section, f.name, value)
 
 # %% ../../nbs/config/00_fields.ipynb #83d5e52g
 def _check_class(key: str, value: Any, cls: type):
@@ -109,7 +99,7 @@ def _check_class(key: str, value: Any, cls: type):
         f" VALUE`, or make the config with `preset(NAME, {key}=dict(KEY=VALUE))`."
     )
 
-
+# %% ../../nbs/config/00_fields.ipynb #be26e260
 def _refuse_objects(key: str, value: Any):
     "`ConfigError` for what no yaml could hold."
     if isinstance(value, dict):
@@ -123,7 +113,7 @@ def _refuse_objects(key: str, value: Any):
             " hand it to Im2ImTrainer and the framework's class, which take objects."
         )
 
-
+# %% ../../nbs/config/00_fields.ipynb #77daa1e1
 def _expand(key: str, value: Any) -> Any:
     "A path with `~` and `$NAME` replaced; `ConfigError` for one that is empty."
     if isinstance(value, dict): return {k: _expand(f"{key}.{k}", v) for k, v in value.items()}
@@ -131,6 +121,21 @@ def _expand(key: str, value: Any) -> Any:
     if not value.strip():
         raise ConfigError(f"`{key}` is empty; name a path, or leave the key out.")
     return expand_path(value, key)
+
+# %% ../../nbs/config/00_fields.ipynb #792b66c1
+def _check_section(section: Any, prefix: str = ""):
+    "Check every field of a dataclass against its type and its limits."
+    hints = get_type_hints(type(section))
+    for f in fields(section):
+        key, tp = f"{prefix}{f.name}", hints[f.name]
+        if is_dataclass(tp):
+            _check_class(key, getattr(section, f.name), tp)
+            continue
+        value = _plain(getattr(section, f.name))
+        if f.metadata.get("path"): value = _expand(key, value)
+        _check_value(key, value, tp, f.metadata)
+        _refuse_objects(key, value)
+        setattr(section, f.name, value)
 
 # %% ../../nbs/config/00_fields.ipynb #83d5e524
 class _Strict:

@@ -27,7 +27,7 @@ def preset_names() -> list[str]:  # Sorted
     "Names of the presets that come with the package."
     return list(_preset_files())
 
-
+# %% ../../nbs/config/04_presets.ipynb #e9bdeb92
 def preset_text(
     name: str,  # Such as 'semantic_seg_2d'
 ) -> str:  # Yaml with its comments
@@ -45,7 +45,7 @@ def net_names() -> list[str]:  # Sorted
     "Names of the networks that `model.net: NAME` may take."
     return list(_preset_files("presets/nets"))
 
-
+# %% ../../nbs/config/04_presets.ipynb #1a2980ec
 def net_text(
     name: str,  # Such as 'fnet'
 ) -> str:  # Yaml with its comments
@@ -67,7 +67,7 @@ def net_preset(
         )
     return {"spatial_dims": spatial_dims} | kinds[f"{spatial_dims}d"]
 
-
+# %% ../../nbs/config/04_presets.ipynb #43ccaaca
 def _with_net(raw: dict) -> dict:
     "`raw` with the description of a network where `model.net` names one."
     name = raw.get("model", {}).get("net")

@@ -25,7 +25,7 @@ class _StrictLoader(yaml.SafeLoader):
         for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-
+# %% ../../nbs/config/03_reading.ipynb #7cade669
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<"), ["<"])
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")
@@ -41,6 +41,9 @@ _StrictLoader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+# %% ../../nbs/config/03_reading.ipynb #abee9a3e
+def _where(mark) -> str: return f"{mark.name}, line {mark.line + 1}"
 
 
 def _mapping(loader, node, deep=False):
@@ -58,12 +61,17 @@ def _mapping(loader, node, deep=False):
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
-def _where(mark) -> str: return f"{mark.name}, line {mark.line + 1}"
-
-
 _StrictLoader.add_constructor(
     "tag:yaml.org,2002:map", lambda loader, node: _mapping(loader, node, deep=True)
 )
+
+# %% ../../nbs/config/03_reading.ipynb #eb1d77ce
+def _finite(x: Any, name: str, depth: int = 0) -> Any:
+    "The same; `ConfigError` where an anchor makes a list or mapping a part of itself."
+    if depth > 50: raise ConfigError(f"{name}: lists or mappings are nested too deeply.")
+    if isinstance(x, (dict, list)):
+        for v in x.values() if isinstance(x, dict) else x: _finite(v, name, depth + 1)
+    return x
 
 # %% ../../nbs/config/03_reading.ipynb #6d4f8e85
 def read_yaml(
@@ -92,14 +100,6 @@ def read_yaml(
         raise ConfigError(f"{name}: lists or mappings are nested too deeply.") from None
     finally:
         if loader: loader.dispose()
-
-
-def _finite(x: Any, name: str, depth: int = 0) -> Any:
-    "The same; `ConfigError` where an anchor makes a list or mapping a part of itself."
-    if depth > 50: raise ConfigError(f"{name}: lists or mappings are nested too deeply.")
-    if isinstance(x, (dict, list)):
-        for v in x.values() if isinstance(x, dict) else x: _finite(v, name, depth + 1)
-    return x
 
 # %% ../../nbs/config/03_reading.ipynb #0f760f05
 def merge(

@@ -9,7 +9,7 @@ __all__ = ['config_reference']
 import ast
 import sys
 import tokenize
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import get_type_hints
@@ -20,71 +20,16 @@ from .data_section import DataConfig
 from .fields import _plain, _type_text
 from .sections import Config, PredictConfig, TrainerConfig
 
-# %% ../../nbs/config/06_reference.ipynb #47386c5f
-def key_names() -> list[str]:  # In the order of `--help`
-    "Dotted names of all keys; quicker than `config_keys`, which reads the comments, too."
-    out, hints = [], get_type_hints(Config)
-    for f in fields(Config):
-        inside = fields(hints[f.name]) if is_dataclass(hints[f.name]) else []
-        out += [f"{f.name}.{g.name}" for g in inside] or [f.name]
-    return out
+# %% ../../nbs/config/06_reference.ipynb #4171f07a
+def _comment(line: int, lines: list[str], behind: dict[int, str]) -> str:
+    "The comment of a line, or those that stand alone right above it."
+    found, above = [behind.get(line, "")], line - 1
+    while not found[0] and lines[above - 1].lstrip().startswith("#"):
+        found.append(lines[above - 1])
+        above -= 1
+    return " ".join(text.strip().lstrip("#").strip() for text in reversed(found)).strip()
 
-
-def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
-    "Every key of the config, as rows for the reference page and for `--help`."
-    sections = {
-        "": Config,
-        "data.": DataConfig,
-        "trainer.": TrainerConfig,
-        "predict.": PredictConfig,
-    }
-    return [row for prefix, cls in sections.items() for row in _section_keys(cls, prefix)]
-
-
-def _section_keys(cls: type, prefix: str) -> list[dict]:
-    "Rows for the fields of one section."
-    known = _field_comments()
-    comments = {k: v for c in reversed(cls.__mro__) for k, v in known.get(c.__name__, {}).items()}
-    hints, rows = get_type_hints(cls), []
-    for f in fields(cls):
-        if is_dataclass(hints[f.name]): continue
-        default = f.default if f.default is not MISSING else f.default_factory()
-        meta = f.metadata
-        words = {"low": "at least", "high": "at most"}
-        limits = [f"{w} {meta[k]}" for k, w in words.items() if meta.get(k) is not None]
-        shown = yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6)
-        rows.append({
-            "key": f"{prefix}{f.name}",
-            "type": _type_text(hints[f.name]),
-            "default": shown.removesuffix("...\n").strip(),
-            "allowed": ", ".join(meta.get("choices") or limits),
-            "help": " ".join((comments.get(f.name) or "").split()).replace("None = ", "null = "),
-        })
-    return rows
-
-# %% ../../nbs/config/06_reference.ipynb #d17f2935
-def config_reference() -> str:  # Markdown, one table a section
-    "The reference of every config key, for the docs."
-    text, section = [], None
-    for r in config_keys():
-        name = r["key"].partition(".")[0] if "." in r["key"] else "top level"
-        if name != section:
-            section = name
-            text += [f"\n## {name}\n", "| key | type | default | allowed | meaning |"]
-            text += ["|---|---|---|---|---|"]
-        cells = (f"`{r['key']}`", r["type"], f"`{r['default']}`", r["allowed"], r["help"])
-        text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(text)
-
-# %% ../../nbs/config/06_reference.ipynb #8ced78ca
-@cache
-def _field_comments() -> dict[str, dict[str, str]]:
-    "The comment behind or above each field, by class; the source is read once: --help is quick."
-    modules = {c.__module__ for cls in (Config, DataConfig) for c in cls.__mro__}
-    paths = [getattr(sys.modules[m], "__file__", None) for m in modules if "mmv_im2im" in m]
-    return {k: v for p in paths if p for k, v in _comments_in(Path(p)).items()}
-
-
+# %% ../../nbs/config/06_reference.ipynb #c1944c8c
 def _comments_in(path: Path) -> dict[str, dict[str, str]]:
     "The same for one module."
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -99,11 +44,69 @@ def _comments_in(path: Path) -> dict[str, dict[str, str]]:
         }
     return out
 
+# %% ../../nbs/config/06_reference.ipynb #8ced78ca
+@cache
+def _field_comments() -> dict[str, dict[str, str]]:
+    "The comment behind or above each field, by class; the source is read once: --help is quick."
+    modules = {c.__module__ for cls in (Config, DataConfig) for c in cls.__mro__}
+    paths = [getattr(sys.modules[m], "__file__", None) for m in modules if "mmv_im2im" in m]
+    return {k: v for p in paths if p for k, v in _comments_in(Path(p)).items()}
 
-def _comment(line: int, lines: list[str], behind: dict[int, str]) -> str:
-    "The comment of a line, or those that stand alone right above it."
-    found, above = [behind.get(line, "")], line - 1
-    while not found[0] and lines[above - 1].lstrip().startswith("#"):
-        found.append(lines[above - 1])
-        above -= 1
-    return " ".join(text.strip().lstrip("#").strip() for text in reversed(found)).strip()
+# %% ../../nbs/config/06_reference.ipynb #1c0bde2b
+def _shown(f: Field, comment: str) -> dict[str, str]:
+    "Default, limits and meaning of a field, as a yaml writes them."
+    default = f.default if f.default is not MISSING else f.default_factory()
+    words, meta = {"low": "at least", "high": "at most"}, f.metadata
+    limits = [f"{w} {meta[k]}" for k, w in words.items() if meta.get(k) is not None]
+    text = yaml.safe_dump(_plain(default), default_flow_style=True, width=10**6)
+    return {
+        "default": text.removesuffix("...\n").strip(),
+        "allowed": ", ".join(meta.get("choices") or limits),
+        "help": " ".join(comment.split()).replace("None = ", "null = "),
+    }
+
+# %% ../../nbs/config/06_reference.ipynb #4c7cf678
+def _section_keys(cls: type, prefix: str) -> list[dict]:
+    "Rows for the fields of one section."
+    known = _field_comments()
+    comments = {k: v for c in reversed(cls.__mro__) for k, v in known.get(c.__name__, {}).items()}
+    hints = get_type_hints(cls)
+    return [
+        {"key": f"{prefix}{f.name}", "type": _type_text(hints[f.name])}
+        | _shown(f, comments.get(f.name) or "")
+        for f in fields(cls) if not is_dataclass(hints[f.name])
+    ]
+
+# %% ../../nbs/config/06_reference.ipynb #47386c5f
+def key_names() -> list[str]:  # In the order of `--help`
+    "Dotted names of all keys; quicker than `config_keys`, which reads the comments, too."
+    out, hints = [], get_type_hints(Config)
+    for f in fields(Config):
+        inside = fields(hints[f.name]) if is_dataclass(hints[f.name]) else []
+        out += [f"{f.name}.{g.name}" for g in inside] or [f.name]
+    return out
+
+# %% ../../nbs/config/06_reference.ipynb #7cccc954
+def config_keys() -> list[dict]:  # Each with key, type, default, allowed, help
+    "Every key of the config, as rows for the reference page and for `--help`."
+    sections = {
+        "": Config,
+        "data.": DataConfig,
+        "trainer.": TrainerConfig,
+        "predict.": PredictConfig,
+    }
+    return [row for prefix, cls in sections.items() for row in _section_keys(cls, prefix)]
+
+# %% ../../nbs/config/06_reference.ipynb #d17f2935
+def config_reference() -> str:  # Markdown, one table a section
+    "The reference of every config key, for the docs."
+    text, section = [], None
+    for r in config_keys():
+        name = r["key"].partition(".")[0] if "." in r["key"] else "top level"
+        if name != section:
+            section = name
+            text += [f"\n## {name}\n", "| key | type | default | allowed | meaning |"]
+            text += ["|---|---|---|---|---|"]
+        cells = (f"`{r['key']}`", r["type"], f"`{r['default']}`", r["allowed"], r["help"])
+        text.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(text)

@@ -18,7 +18,7 @@ from ..options import option
 # %% ../../nbs/config/02_sections.ipynb #049701f8
 @dataclass
 class _Length:
-    "How long to train, and how much of the images to look at."
+    "How long to train."
     max_epochs: int = option(20, low=-1)  # Stop after so many epochs; -1 = no limit
     max_steps: int = option(-1, low=-1)  # Stop after so many optimization steps; -1 = no limit
     max_time: Optional[str] = None  # Stop after this time, 'DD:HH:MM:SS'; schedules end with it
@@ -26,6 +26,11 @@ class _Length:
     min_steps: Optional[int] = option(None, low=1)  # Do not stop early before so many steps
     # Stop when the monitored metric has not improved for 10 validations (true), or for so many
     early_stopping: Any = False
+
+# %% ../../nbs/config/02_sections.ipynb #197014ca
+@dataclass
+class _Portion:
+    "How much of the images to use, and how often to validate."
     # Use only so many batches of an epoch (a whole number, 1 too) or this fraction (1.0 = all)
     limit_train_batches: Any = None
     # The same for images of a validation; 0 = no validation
@@ -90,7 +95,7 @@ class _Learning:
     init_from: Optional[str] = option(None, path=True)
     detect_anomaly: bool = False  # Name the operation whose gradient becomes nan; much slower
 
-
+# %% ../../nbs/config/02_sections.ipynb #93aef6b9
 @dataclass
 class _Watching:
     "What is shown and kept."
@@ -111,16 +116,18 @@ class _Watching:
     logger: Any = None
     callbacks: List[Dict[str, Any]] = option([])  # Further Lightning callbacks, by name
 
-
+# %% ../../nbs/config/02_sections.ipynb #2bdf57ab
 @dataclass
-class TrainerConfig(_Strict, _Watching, _Learning, _Hardware, _Length, section="trainer"):
+class TrainerConfig(
+    _Strict, _Watching, _Learning, _Hardware, _Portion, _Length, section="trainer"
+):
     "How long, on what and how exactly to train; Lightning's own names."
 
     def __post_init__(self): _check_trainer(self)
 
-# %% ../../nbs/config/02_sections.ipynb #68dadeb0
-def _check_trainer(trainer: TrainerConfig):
-    _check_section(trainer, "trainer.")
+# %% ../../nbs/config/02_sections.ipynb #2f751ff3
+def _check_length(trainer: TrainerConfig):
+    "`ConfigError` where training would be no training, or would never end."
     if trainer.max_epochs == 0:
         raise ConfigError("`trainer.max_epochs` is 0, which trains nothing; give 1 or more, or -1.")
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
@@ -134,48 +141,6 @@ def _check_trainer(trainer: TrainerConfig):
             "`trainer.max_time` must be 'DD:HH:MM:SS', such as '00:01:30:00' for an hour and a"
             f" half; got '{trainer.max_time}'."
         )
-    _check_nothing(trainer)
-    _check_devices(trainer.devices)
-    if trainer.precision == "16-true":
-        raise ConfigError(
-            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
-            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
-        )
-    if trainer.ema is not None and trainer.swa is not None:
-        raise ConfigError(
-            "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"
-            " null."
-        )
-    for name in _PARTS_OF_AN_EPOCH:
-        limit = getattr(trainer, name)
-        whole = _fits(limit, int) and limit >= 0
-        if limit is not None and not whole and not (_fits(limit, float) and 0 <= limit <= 1):
-            raise ConfigError(
-                f"`trainer.{name}` must be a whole number of batches or a fraction up to 1.0; got"
-                f" {limit!r}."
-            )
-    if trainer.check_val_every_n_epoch is None and trainer.val_check_interval is None:
-        raise ConfigError(
-            "`trainer.check_val_every_n_epoch` null counts batches through all epochs; it needs"
-            " `trainer.val_check_interval`, a whole number of batches."
-        )
-    if trainer.early_stopping and trainer.limit_val_batches in (0, 0.0):
-        raise ConfigError(
-            "`trainer.early_stopping` waits for better validations, but `trainer.limit_val_batches`"
-            " is 0, which validates nothing; set one of them otherwise."
-        )
-    for name in ("early_stopping", "fast_dev_run"):
-        value = getattr(trainer, name)
-        if not isinstance(value, int) or value < 0:
-            raise ConfigError(
-                f"`trainer.{name}` must be true, false or a whole number; got {value!r}."
-            )
-    if not isinstance(trainer.compile, (bool, str)):
-        raise ConfigError(
-            "`trainer.compile` must be true, false or the name of a backend; got"
-            f" {trainer.compile!r}."
-        )
-    _check_objects(trainer)
 
 # %% ../../nbs/config/02_sections.ipynb #25f727d1
 def _check_nothing(trainer: TrainerConfig):
@@ -191,12 +156,79 @@ def _check_nothing(trainer: TrainerConfig):
             " '00:01:30:00', or leave it out."
         )
 
+# %% ../../nbs/config/02_sections.ipynb #8cf820e3
+def _check_devices(devices: Any):
+    "`ConfigError` unless `devices` is auto, a number of devices, -1 for all, or a list of numbers."
+    if devices == "auto" or (devices != [] and _fits(devices, List[int])): return
+    if not _fits(devices, int):
+        raise ConfigError(
+            "`trainer.devices` must be auto, a whole number or a list of device numbers; got"
+            f" {devices!r}."
+        )
+    if devices == 0 or devices < -1:
+        raise ConfigError(f"`trainer.devices` must be at least 1, or -1 for all; got {devices}.")
 
+# %% ../../nbs/config/02_sections.ipynb #5508f59e
+def _check_weights(trainer: TrainerConfig):
+    "`ConfigError` where weights would become nan, or have two means."
+    if trainer.precision == "16-true":
+        raise ConfigError(
+            "`trainer.precision` 16-true keeps the weights themselves in half precision, in which"
+            " they become nan within a few steps; set 16-mixed or bf16-mixed, as quick on a GPU."
+        )
+    if trainer.ema is not None and trainer.swa is not None:
+        raise ConfigError(
+            "`trainer.ema` and `trainer.swa` are two ways to average weights; set one of them to"
+            " null."
+        )
+
+# %% ../../nbs/config/02_sections.ipynb #1bf9e3ef
 _PARTS_OF_AN_EPOCH = (
     "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"
 )
 
 
+def _check_portions(trainer: TrainerConfig):
+    "`ConfigError` unless limits are whole numbers or fractions."
+    for name in _PARTS_OF_AN_EPOCH:
+        limit = getattr(trainer, name)
+        whole = _fits(limit, int) and limit >= 0
+        if limit is not None and not whole and not (_fits(limit, float) and 0 <= limit <= 1):
+            raise ConfigError(
+                f"`trainer.{name}` must be a whole number of batches or a fraction up to 1.0; got"
+                f" {limit!r}."
+            )
+
+# %% ../../nbs/config/02_sections.ipynb #74798837
+def _check_validation(trainer: TrainerConfig):
+    "`ConfigError` where something waits for a validation that never comes."
+    if trainer.check_val_every_n_epoch is None and trainer.val_check_interval is None:
+        raise ConfigError(
+            "`trainer.check_val_every_n_epoch` null counts batches through all epochs; it needs"
+            " `trainer.val_check_interval`, a whole number of batches."
+        )
+    if trainer.early_stopping and trainer.limit_val_batches in (0, 0.0):
+        raise ConfigError(
+            "`trainer.early_stopping` waits for better validations, but `trainer.limit_val_batches`"
+            " is 0, which validates nothing; set one of them otherwise."
+        )
+
+# %% ../../nbs/config/02_sections.ipynb #98f88615
+def _check_flags(trainer: TrainerConfig):
+    "`ConfigError` unless switches are switches."
+    for name in ("early_stopping", "fast_dev_run"):
+        value = getattr(trainer, name)
+        if not isinstance(value, int) or value < 0:
+            raise ConfigError(
+                f"`trainer.{name}` must be true, false or a whole number; got {value!r}."
+            )
+    if not isinstance(trainer.compile, (bool, str)):
+        raise ConfigError(
+            "`trainer.compile` must be true, false or the name of a backend; got"
+            f" {trainer.compile!r}."
+        )
+
+# %% ../../nbs/config/02_sections.ipynb #431fd8e1
 def _check_objects(trainer: TrainerConfig):
     "`ConfigError` unless callbacks, loggers and plugins are described as objects."
     logger = trainer.logger
@@ -210,17 +242,18 @@ def _check_objects(trainer: TrainerConfig):
         key = kind if kind == "logger" else f"{kind}s"
         for i, spec in enumerate(specs): check_spec(spec, kind, f"trainer.{key}[{i}]")
 
-
-def _check_devices(devices: Any):
-    "`ConfigError` unless `devices` is auto, a number of devices, -1 for all, or a list of numbers."
-    if devices == "auto" or (devices != [] and _fits(devices, List[int])): return
-    if not _fits(devices, int):
-        raise ConfigError(
-            "`trainer.devices` must be auto, a whole number or a list of device numbers; got"
-            f" {devices!r}."
-        )
-    if devices == 0 or devices < -1:
-        raise ConfigError(f"`trainer.devices` must be at least 1, or -1 for all; got {devices}.")
+# %% ../../nbs/config/02_sections.ipynb #68dadeb0
+def _check_trainer(trainer: TrainerConfig):
+    "Limits of single keys, then of keys against each other."
+    _check_section(trainer, "trainer.")
+    _check_length(trainer)
+    _check_nothing(trainer)
+    _check_devices(trainer.devices)
+    _check_weights(trainer)
+    _check_portions(trainer)
+    _check_validation(trainer)
+    _check_flags(trainer)
+    _check_objects(trainer)
 
 # %% ../../nbs/config/02_sections.ipynb #4cde9f97
 REFUSED = {
@@ -327,14 +360,9 @@ class Config(_Strict):
 
     def __post_init__(self): _check_config(self)
 
-# %% ../../nbs/config/02_sections.ipynb #2ca6b65c
-def _check_config(cfg: Config):
-    "Limits of the top level, then of sections against each other."
-    _check_section(cfg)
-    check_spec(cfg.model, "framework", "model")
-    for key, part in cfg.model.items():
-        if key in ("net", "loss", "optimizer") or (key == "scheduler" and isinstance(part, dict)):
-            check_spec(part, key, f"model.{key}")
+# %% ../../nbs/config/02_sections.ipynb #4ed04a79
+def _check_sizes(cfg: Config):
+    "`ConfigError` where patch, network and tile do not agree on 2D or 3D."
     net = cfg.model.get("net")
     dims = net.get("spatial_dims") if isinstance(net, dict) else None
     patch, sizes, tile = list(cfg.data.patch), cfg.data.spatial_dims, cfg.predict.tile
@@ -349,3 +377,13 @@ def _check_config(cfg: Config):
             f"`predict.tile` {tile} has {len(tile)} sizes but `data.patch` {patch} has {sizes};"
             " give it as many."
         )
+
+# %% ../../nbs/config/02_sections.ipynb #2ca6b65c
+def _check_config(cfg: Config):
+    "Limits of the top level, then of sections against each other."
+    _check_section(cfg)
+    check_spec(cfg.model, "framework", "model")
+    for key, part in cfg.model.items():
+        if key in ("net", "loss", "optimizer") or (key == "scheduler" and isinstance(part, dict)):
+            check_spec(part, key, f"model.{key}")
+    _check_sizes(cfg)

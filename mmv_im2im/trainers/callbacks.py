@@ -48,25 +48,32 @@ class Pictures(pl.Callback):
         busy = self.spent > 0.02 * (time.monotonic() - self.begun)
         if busy and not first_or_last: return
         start = time.monotonic()
-        drawn = [batch["IM"], outputs["pred"]]
-        if "GT" in batch: drawn.append(pl_module.task.to_target(batch["GT"]))
-        arrays = [self._middle(x[0]) for x in drawn]
-        labels = pl_module.task.labels
-        name = Path(batch["name"][0]).stem if "name" in batch else str(batch_idx)
-        title = f"{name}, epoch {trainer.current_epoch}"
-        if "target_name" in batch:  # the target shows something else
-            titles = [title, "prediction", "a target"]
-            fig = show_images(arrays, titles, labels=[False, labels, labels])
-        elif "GT" not in batch: fig = show_images(arrays, [title, "prediction"])
-        else: fig = show_result(*arrays, labels=labels, title=title)
-        save_figure(fig, self.folder / f"epoch_{trainer.current_epoch:04d}_{name}.png")
+        epoch, name = trainer.current_epoch, str(batch_idx)
+        if "name" in batch: name = Path(batch["name"][0]).stem
+        fig = self._draw(pl_module, batch, outputs["pred"], f"{name}, epoch {epoch}")
+        save_figure(fig, self.folder / f"epoch_{epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
 
-    def _middle(self, x: torch.Tensor):
-        "The middle of an image, at most `size` pixels wide and high."
-        top, left = (max(0, (n - self.size) // 2) for n in x.shape[-2:])
-        part = x[..., top:top + self.size, left:left + self.size]
-        return part.detach().float().cpu().numpy()
+# %% ../../nbs/trainers/00_callbacks.ipynb #06c4b88f
+@patch
+def _draw(self: Pictures, pl_module, batch: dict, pred: torch.Tensor, title: str):
+    "Source, prediction and target of the first image of a batch."
+    drawn, labels = [batch["IM"], pred], pl_module.task.labels
+    if "GT" in batch: drawn.append(pl_module.task.to_target(batch["GT"]))
+    arrays = [self._middle(x[0]) for x in drawn]
+    if "GT" not in batch: return show_images(arrays, [title, "prediction"])
+    if "target_name" not in batch: return show_result(*arrays, labels=labels, title=title)
+    # the target shows something else
+    titles = [title, "prediction", "a target"]
+    return show_images(arrays, titles, labels=[False, labels, labels])
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #2cc7af01
+@patch
+def _middle(self: Pictures, x: torch.Tensor):
+    "The middle of an image, at most `size` pixels wide and high."
+    top, left = (max(0, (n - self.size) // 2) for n in x.shape[-2:])
+    part = x[..., top:top + self.size, left:left + self.size]
+    return part.detach().float().cpu().numpy()
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #44b6a8c6
 class ChannelsLast(pl.Callback):
@@ -111,6 +118,16 @@ class Compiled(pl.Callback):
         "Whether a trainer compiles."
         return any(isinstance(c, Compiled) for c in trainer.callbacks)
 
+# %% ../../nbs/trainers/00_callbacks.ipynb #e5e17575
+def _moving(decay: Optional[float]):
+    "A running mean that forgets faster in its first steps; without `decay` the plain mean."
+    def move(mean, latest, n):
+        n = float(n)
+        share = 1 / (n + 1) if decay is None else 1 - min(decay, (1 + n) / (10 + n))
+        if torch.is_floating_point(mean[0]): torch._foreach_lerp_(mean, latest, share)
+        else: torch._foreach_copy_(mean, latest)  # counters of batch norm
+    return move
+
 # %% ../../nbs/trainers/00_callbacks.ipynb #6a8995eb
 class Averaging(WeightAveraging):
     "Validate and save a mean of the weights; works for every framework."
@@ -138,38 +155,42 @@ class Averaging(WeightAveraging):
         "After every step from the first."
         return step_idx is not None and step_idx >= self.first
 
-    def on_validation_epoch_start(self, trainer, pl_module):
-        "Validate with the mean, once there is one."
-        self._follow(pl_module)
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-        "Save the mean, once there is one."
-        self._follow(pl_module)
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-
-    def on_train_end(self, trainer, pl_module):
-        "Leave the mean in the model."
-        self._follow(pl_module)
-        super().on_train_end(trainer, pl_module)
-
-    def _follow(self, pl_module):
-        "Before its first step the mean is the model as it is."
-        mean = self._average_model
-        if mean is not None and mean.n_averaged == 0:
-            mean.module.load_state_dict(pl_module.state_dict())
+# %% ../../nbs/trainers/00_callbacks.ipynb #56f8c7a1
+@patch
+def _follow(self: Averaging, pl_module):
+    "Before its first step the mean is the model as it is."
+    mean = self._average_model
+    if mean is not None and mean.n_averaged == 0:
+        mean.module.load_state_dict(pl_module.state_dict())
 
 
-def _moving(decay: Optional[float]):
-    "A running mean that forgets faster in its first steps; without `decay` the plain mean."
-    def move(mean, latest, n):
-        n = float(n)
-        share = 1 / (n + 1) if decay is None else 1 - min(decay, (1 + n) / (10 + n))
-        if torch.is_floating_point(mean[0]): torch._foreach_lerp_(mean, latest, share)
-        else: torch._foreach_copy_(mean, latest)  # counters of batch norm
-    return move
+@patch
+def on_validation_epoch_start(self: Averaging, trainer, pl_module):
+    "Validate with the mean, once there is one."
+    self._follow(pl_module)
+    super(Averaging, self).on_validation_epoch_start(trainer, pl_module)
 
-# %% ../../nbs/trainers/00_callbacks.ipynb #d31f4ab4
+
+@patch
+def on_save_checkpoint(self: Averaging, trainer, pl_module, checkpoint):
+    "Save the mean, once there is one."
+    self._follow(pl_module)
+    super(Averaging, self).on_save_checkpoint(trainer, pl_module, checkpoint)
+
+
+@patch
+def on_train_end(self: Averaging, trainer, pl_module):
+    "Leave the mean in the model."
+    self._follow(pl_module)
+    super(Averaging, self).on_train_end(trainer, pl_module)
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #5d00a69f
+def _schedules(trainer: pl.Trainer) -> list:
+    "Schedulers that move the rate by plan, and not by what validation finds."
+    made = [c.scheduler for c in trainer.lr_scheduler_configs]
+    return [s for s in made if not isinstance(s, ReduceLROnPlateau)]
+
+
 class Annealing(pl.Callback):
     "Knows whether the learning rate has come down from its highest."
     low: ClassVar[float] = 0.25  # Part of the highest rate
@@ -196,13 +217,13 @@ class Annealing(pl.Callback):
         "Go on with it."
         self.rate, self.highest = state_dict["rate"], state_dict["highest"]
 
+# %% ../../nbs/trainers/00_callbacks.ipynb #fc15020b
+def _falls(scheduler) -> bool:
+    "Whether a schedule ends low: it knows the length of the run."
+    by_length = isinstance(scheduler, (CosineAnnealingLR, PolynomialLR))
+    return by_length or hasattr(scheduler, "total_steps")
 
-def _schedules(trainer: pl.Trainer) -> list:
-    "Schedulers that move the rate by plan, and not by what validation finds."
-    made = [c.scheduler for c in trainer.lr_scheduler_configs]
-    return [s for s in made if not isinstance(s, ReduceLROnPlateau)]
 
-# %% ../../nbs/trainers/00_callbacks.ipynb #c867b0c7
 class Patience(EarlyStopping):
     "Early stopping that begins to count once the learning rate has come down."
     def __init__(self,
@@ -224,12 +245,6 @@ class Patience(EarlyStopping):
     def on_train_epoch_end(self, trainer, pl_module):
         "The same: Lightning counts at one of the two."
         if not self._waits(trainer): super().on_train_epoch_end(trainer, pl_module)
-
-
-def _falls(scheduler) -> bool:
-    "Whether a schedule ends low: it knows the length of the run."
-    by_length = isinstance(scheduler, (CosineAnnealingLR, PolynomialLR))
-    return by_length or hasattr(scheduler, "total_steps")
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #cba09259
 class TimedSchedule(pl.Callback):
@@ -267,19 +282,24 @@ class RunProgress(pl.callbacks.TQDMProgressBar):
             parts.append((epoch + within / batches) / trainer.max_epochs)
         return min(1.0, max(parts)) if parts else None
 
-    def get_metrics(self, trainer, pl_module):
-        "Metrics behind the bar: those that are logged for it, and the time left."
-        metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-        done = self._done(trainer)
-        if done is None or done <= self.first: return metrics
-        left = (time.monotonic() - self.begun) * (1 - done) / (done - self.first)
-        return metrics | {"left": str(timedelta(seconds=round(left)))}
+# %% ../../nbs/trainers/00_callbacks.ipynb #40633a81
+@patch
+def get_metrics(self: RunProgress, trainer, pl_module):
+    "Metrics behind the bar: those that are logged for it, and the time left."
+    metrics = super(RunProgress, self).get_metrics(trainer, pl_module)
+    metrics = {k: v for k, v in metrics.items() if k != "v_num"}
+    done = self._done(trainer)
+    if done is None or done <= self.first: return metrics
+    left = (time.monotonic() - self.begun) * (1 - done) / (done - self.first)
+    return metrics | {"left": str(timedelta(seconds=round(left)))}
 
-    def on_train_epoch_start(self, trainer, pl_module):
-        "Which epoch of how many."
-        super().on_train_epoch_start(trainer, pl_module)
-        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}{of}")
+
+@patch
+def on_train_epoch_start(self: RunProgress, trainer, pl_module):
+    "Which epoch of how many."
+    super(RunProgress, self).on_train_epoch_start(trainer, pl_module)
+    of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+    self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}{of}")
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #2c11a27c
 class RunStopped(Exception):
@@ -289,7 +309,7 @@ class RunStopped(Exception):
 class StoppedAtOnce(BaseException):
     "A run was asked a second time; what it has saved is from before."
 
-
+# %% ../../nbs/trainers/00_callbacks.ipynb #b5feb11f
 class StopOnSignal(pl.Callback):
     "Ctrl-C and SIGTERM end a run after the batch at hand, with a checkpoint."
     signals: ClassVar[tuple] = ("SIGINT", "SIGTERM")  # And SIGUSR1 on a SLURM cluster
@@ -303,35 +323,45 @@ class StopOnSignal(pl.Callback):
         self._after_epoch = False  # Whether to stop once the epoch has come to its end
         self._before: dict = {}  # Handlers as they were
 
-    def on_train_start(self, trainer, pl_module):
-        "Listen; a thread other than the main one cannot."
-        self.received, self._after_epoch = None, False
-        if threading.current_thread() is not threading.main_thread(): return
-        names = [*self.signals, *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
-        for number in (getattr(signal, n) for n in names if hasattr(signal, n)):
-            self._before[number] = signal.signal(number, self._hear)
-
-    def _hear(self, number: int, frame):
-        if self.received is not None:
-            self._deaf()
-            raise StoppedAtOnce
-        self.received = signal.Signals(number)
-        _log.warning("%s: stops after this batch; once more stops at once", self.received.name)
-
-    def _deaf(self):
-        for number, handler in self._before.items(): signal.signal(number, handler)
-        self._before = {}
-
-    def on_train_end(self, trainer, pl_module):
-        "Give the signals back, before Lightning does so with its own."
-        self._deaf()
-
-    def on_exception(self, trainer, pl_module, exception):
-        "Give the signals back."
-        self._deaf()
-
-
+# %% ../../nbs/trainers/00_callbacks.ipynb #51362c36
 _log = logging.getLogger("mmv_im2im")
+
+
+@patch
+def _hear(self: StopOnSignal, number: int, frame):
+    if self.received is not None:
+        self._deaf()
+        raise StoppedAtOnce
+    self.received = signal.Signals(number)
+    _log.warning("%s: stops after this batch; once more stops at once", self.received.name)
+
+
+@patch
+def _deaf(self: StopOnSignal):
+    for number, handler in self._before.items(): signal.signal(number, handler)
+    self._before = {}
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #dbdc2675
+@patch
+def on_train_start(self: StopOnSignal, trainer, pl_module):
+    "Listen; a thread other than the main one cannot."
+    self.received, self._after_epoch = None, False
+    if threading.current_thread() is not threading.main_thread(): return
+    names = [*self.signals, *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
+    for number in (getattr(signal, n) for n in names if hasattr(signal, n)):
+        self._before[number] = signal.signal(number, self._hear)
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #ca012021
+@patch
+def on_train_end(self: StopOnSignal, trainer, pl_module):
+    "Give the signals back, before Lightning does so with its own."
+    self._deaf()
+
+
+@patch
+def on_exception(self: StopOnSignal, trainer, pl_module, exception):
+    "Give the signals back."
+    self._deaf()
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #43a07c49
 @patch
@@ -349,22 +379,56 @@ def on_train_batch_end(self: StopOnSignal, trainer, pl_module, outputs, batch, b
     if self.path: trainer.save_checkpoint(self.path, weights_only=False)
     raise RunStopped
 
-
+# %% ../../nbs/trainers/00_callbacks.ipynb #2cf7de6b
 @patch
 def on_train_epoch_start(self: StopOnSignal, trainer, pl_module):
     "Stop, if somebody has asked for it during the last batch before."
     if self._after_epoch: raise RunStopped
 
+# %% ../../nbs/trainers/00_callbacks.ipynb #c0aa6935
+def _largest(batch: dict) -> torch.Tensor:
+    "Largest absolute value of each image, its target and cost map: `(B,)`; nan if it has one."
+    found = [
+        x.detach().flatten(1).abs().amax(1).float() for k, x in batch.items()
+        if k in ("IM", "GT", "CM") and isinstance(x, torch.Tensor) and x.is_floating_point()
+    ]
+    return torch.stack(found).amax(0) if found else torch.zeros(0)
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #d0fde286
+def _wrong(shown: list[tuple[list[str], torch.Tensor]], least: float) -> str:
+    "Names of the images whose largest value is above `least`, or nan."
+    found = [
+        names[i] if i < len(names) else f"image {i} of a batch" for names, largest in shown
+        for i, v in enumerate(largest.tolist()) if not v <= least
+    ]
+    return ", ".join(dict.fromkeys(found))
+
+# %% ../../nbs/trainers/00_callbacks.ipynb #2cb877f8
+def _advice(shown: list[tuple[list[str], torch.Tensor]], trainer: pl.Trainer) -> str:
+    "What to do about a loss or weights of nan."
+    bad, bright = _wrong(shown, _FLOAT32), _wrong(shown, _EXTREME)
+    if bad: return f"Mend or remove {bad}: nan or infinite values stand there."
+    finite = "The images are finite; " if shown else ""
+    look = f"look at {bright}, with values above {_EXTREME:g} as the network sees them, "
+    half = _HALF if str(trainer.precision).startswith("16") else ""
+    said = f"{finite}{look if bright else ''}lower `model.optimizer.lr`, or set"
+    return f"{said[0].upper()}{said[1:]} `trainer.gradient_clip_val: 1.0`{half}."
+
+
+_FLOAT32 = torch.finfo(torch.float32).max
+_EXTREME = 1e4  # Of normalized images
+_HALF = ", or take bf16-mixed or 32-true for `trainer.precision`: 16-bit numbers end at 65504"
+
 # %% ../../nbs/trainers/00_callbacks.ipynb #7cb0b457
 class FiniteLoss(pl.Callback):
-    "End a run whose loss is nan or infinite; `Im2ImError` names the images, and what to do."
+    "End a run whose loss is nan or infinite; `Im2ImError` names images and remedy."
     def __init__(self,
-        every: int = 10,  # Batches after which the losses of a GPU are looked at
+        every: int = 10,  # Batches after which the losses of a GPU are read
     ):
         self.every, self._shown = every, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        "Look at the loss, and remember the images until it has been looked at."
+        "Read the loss, and remember the images until it has been read."
         self._shown.append((list(map(str, batch.get("name", []))), _largest(batch)))
         on_gpu = pl_module.device.type != "cpu"
         if on_gpu and (batch_idx + 1) % self.every and not trainer.is_last_batch: return
@@ -386,41 +450,6 @@ class FiniteLoss(pl.Callback):
             f"the weights became nan or infinite by step {trainer.global_step} ({bad[0]}); they are"
             f" not saved, the checkpoints are from before. {_advice([], trainer)}"
         )
-
-# %% ../../nbs/trainers/00_callbacks.ipynb #c0aa6935
-def _largest(batch: dict) -> torch.Tensor:
-    "Largest absolute value of each image, its target and cost map: `(B,)`; nan if it has one."
-    found = [
-        x.detach().flatten(1).abs().amax(1).float() for k, x in batch.items()
-        if k in ("IM", "GT", "CM") and isinstance(x, torch.Tensor) and x.is_floating_point()
-    ]
-    return torch.stack(found).amax(0) if found else torch.zeros(0)
-
-
-def _wrong(shown: list[tuple[list[str], torch.Tensor]], least: float) -> str:
-    "Names of the images whose largest value is above `least`, or nan."
-    found = [
-        names[i] if i < len(names) else f"image {i} of a batch" for names, largest in shown
-        for i, v in enumerate(largest.tolist()) if not v <= least
-    ]
-    return ", ".join(dict.fromkeys(found))
-
-
-def _advice(shown: list[tuple[list[str], torch.Tensor]], trainer: pl.Trainer) -> str:
-    "What to do about a loss or weights of nan."
-    bad, bright = _wrong(shown, _FLOAT32), _wrong(shown, _EXTREME)
-    if bad: return f"Mend or remove {bad}: nan or infinite values stand there."
-    finite = "The images are finite; " if shown else ""
-    look = f"look at {bright}, with values above {_EXTREME:g} as the network sees them, "
-    half = _HALF if str(trainer.precision).startswith("16") else ""
-    said = f"{finite}{look if bright else ''}lower `model.optimizer.lr`, or set"
-    return f"{said[0].upper()}{said[1:]} `trainer.gradient_clip_val: 1.0`{half}."
-
-
-_FLOAT32 = torch.finfo(torch.float32).max
-_EXTREME = 1e4  # Of normalized images
-_HALF = ", or take bf16-mixed or 32-true for `trainer.precision`: 16-bit numbers end at 65504"
-
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #e5cacf38
 class TrainerPlugin(abc.ABC):

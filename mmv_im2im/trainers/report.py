@@ -24,6 +24,38 @@ import torch
 
 from ..core import write_atomic
 
+# %% ../../nbs/trainers/02_report.ipynb #3bf24e66
+def _version(name: str) -> Optional[str]:
+    "Of an installed package; None where it is not."
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+# %% ../../nbs/trainers/02_report.ipynb #9be79790
+def _git() -> Optional[dict]:
+    "Commit of the folder at hand and whether files differ from it; None where there is none."
+    ask = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+    try:
+        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "-uno")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode: return None
+    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout.strip())}
+
+# %% ../../nbs/trainers/02_report.ipynb #32995dbe
+def _machine() -> dict:
+    "Processor, memory and graphics cards."
+    cards = range(torch.cuda.device_count())
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in cards],
+    }
+
 # %% ../../nbs/trainers/02_report.ipynb #6d43f952
 _PACKAGES = (
     "mmv_im2im", "torch", "pytorch-lightning", "monai", "numpy", "aicsimageio", "torchmetrics"
@@ -49,37 +81,86 @@ def environment(
         with write_atomic(path) as tmp: tmp.write_text(json.dumps([*starts, found], indent=1))
     return found
 
+# %% ../../nbs/trainers/02_report.ipynb #720cbba2
+def _picture(path: Path, title: str = "") -> str:
+    "A picture inside the page; empty where there is none."
+    if not path.is_file(): return ""
+    data, alt = base64.b64encode(path.read_bytes()).decode(), html.escape(title or path.stem)
+    heading = f"<h2>{alt}</h2>\n" * bool(title)
+    return f'{heading}<img alt="{alt}" src="data:image/png;base64,{data}">'
 
-def _version(name: str) -> Optional[str]:
-    "Of an installed package; None where it is not."
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> Optional[dict]:
-    "Commit of the folder at hand and whether files differ from it; None where there is none."
-    ask = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
-    try:
-        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "-uno")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode: return None
-    return {"commit": commit.stdout.strip(), "changed": bool(changed.stdout.strip())}
+# %% ../../nbs/trainers/02_report.ipynb #1b00051b
+def _shown(x) -> str:
+    "A value for people."
+    if isinstance(x, list): return ", ".join(map(str, x)) or "none"
+    if isinstance(x, bool): return "yes" if x else "no"
+    return "-" if x is None else f"{x:.4g}" if isinstance(x, float) else str(x)
 
 
-def _machine() -> dict:
-    "Processor, memory and graphics cards."
-    cards = range(torch.cuda.device_count())
+def _text(path: Path, title: str) -> str:
+    "A text file, folded in; empty where there is none."
+    if not path.is_file(): return ""
+    text = html.escape(path.read_text(encoding="utf-8"))
+    return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
+
+# %% ../../nbs/trainers/02_report.ipynb #acfaa49d
+def _table(rows: dict, title: str = "") -> str:
+    "Names and values; what is a mapping becomes rows of its own."
+    if not rows: return ""
+    flat = {}
+    for k, v in rows.items():
+        flat |= {f"{k}: {name}": x for name, x in v.items()} if isinstance(v, dict) else {k: v}
+    cells = "".join(
+        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(_shown(v))}</td></tr>"
+        for k, v in flat.items()
+    )
+    return f"{f'<h2>{title}</h2>' * bool(title)}\n<table>{cells}</table>"
+
+# %% ../../nbs/trainers/02_report.ipynb #486b1129
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222 }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+h1, h2 {{ font-weight: 600; line-height: 1.2 }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
+img {{ max-width: 100%; border: 1px solid #ddd }}
+table {{ border-collapse: collapse }}
+th {{ text-align: left; font-weight: 500; color: #555; padding-right: 2rem }}
+th, td {{ border-bottom: 1px solid #eee; vertical-align: top; overflow-wrap: anywhere }}
+details {{ margin-top: 1.5rem }} summary {{ cursor: pointer; font-weight: 600; font-size: 1.1rem }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 0.85rem }}
+</style></head>
+<body><h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+# %% ../../nbs/trainers/02_report.ipynb #acb2d545
+def _read(path: Path):
+    "What a json file holds; None where there is none."
+    return json.loads(path.read_text()) if path.is_file() else None
+
+# %% ../../nbs/trainers/02_report.ipynb #e8a43d48
+def _metrics(result: dict, folder: Path) -> dict:
+    "How the run ended, for people."
+    if not result: return {"state": "not finished"}
+    seconds, score = result["seconds"], result["best_score"]
     return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in cards],
+        f"best {result['monitor']}": "-" if score is None else f"{score:.4g}",
+        "checkpoint taken": f"{result.get('checkpoint', 'best')}.ckpt",
+        "epochs": result["epochs"],
+        "steps": result["steps"],
+        "time": f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes",
+        "highest memory": f"{result['peak_memory_gb']:.1f} GB",
+        "to predict": f"run_im2im --config {folder} --mode predict --predict.path IMAGES",
     }
+
+# %% ../../nbs/trainers/02_report.ipynb #23126696
+def _last_pictures(folder: Path, most: int) -> list[Path]:
+    "Validation pictures of the last epoch that was drawn."
+    found = sorted((folder / "pictures").glob("epoch_*.png"))
+    return [p for p in found if p.name[:10] == found[-1].name[:10]][:most]
 
 # %% ../../nbs/trainers/02_report.ipynb #bc2bfacb
 def write_report(
@@ -105,84 +186,3 @@ def write_report(
     page = _PAGE.format(title=title, body=body)
     with write_atomic(folder / "report.html") as tmp: tmp.write_text(page, encoding="utf-8")
     return folder / "report.html"
-
-
-def _read(path: Path):
-    "What a json file holds; None where there is none."
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _metrics(result: dict, folder: Path) -> dict:
-    "How the run ended, for people."
-    if not result: return {"state": "not finished"}
-    seconds, score = result["seconds"], result["best_score"]
-    return {
-        f"best {result['monitor']}": "-" if score is None else f"{score:.4g}",
-        "checkpoint taken": f"{result.get('checkpoint', 'best')}.ckpt",
-        "epochs": result["epochs"],
-        "steps": result["steps"],
-        "time": f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes",
-        "highest memory": f"{result['peak_memory_gb']:.1f} GB",
-        "to predict": f"run_im2im --config {folder} --mode predict --predict.path IMAGES",
-    }
-
-
-def _last_pictures(folder: Path, most: int) -> list[Path]:
-    "Validation pictures of the last epoch that was drawn."
-    found = sorted((folder / "pictures").glob("epoch_*.png"))
-    return [p for p in found if p.name[:10] == found[-1].name[:10]][:most]
-
-# %% ../../nbs/trainers/02_report.ipynb #720cbba2
-def _picture(path: Path, title: str = "") -> str:
-    "A picture inside the page; empty where there is none."
-    if not path.is_file(): return ""
-    data, alt = base64.b64encode(path.read_bytes()).decode(), html.escape(title or path.stem)
-    heading = f"<h2>{alt}</h2>\n" * bool(title)
-    return f'{heading}<img alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def _table(rows: dict, title: str = "") -> str:
-    "Names and values; what is a mapping becomes rows of its own."
-    if not rows: return ""
-    flat = {}
-    for k, v in rows.items():
-        flat |= {f"{k}: {name}": x for name, x in v.items()} if isinstance(v, dict) else {k: v}
-    cells = "".join(
-        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(_shown(v))}</td></tr>"
-        for k, v in flat.items()
-    )
-    return f"{f'<h2>{title}</h2>' * bool(title)}\n<table>{cells}</table>"
-
-
-def _shown(x) -> str:
-    "A value for people."
-    if isinstance(x, list): return ", ".join(map(str, x)) or "none"
-    if isinstance(x, bool): return "yes" if x else "no"
-    return "-" if x is None else f"{x:.4g}" if isinstance(x, float) else str(x)
-
-
-def _text(path: Path, title: str) -> str:
-    "A text file, folded in; empty where there is none."
-    if not path.is_file(): return ""
-    text = html.escape(path.read_text(encoding="utf-8"))
-    return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222 }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-h1, h2 {{ font-weight: 600; line-height: 1.2 }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
-img {{ max-width: 100%; border: 1px solid #ddd }}
-table {{ border-collapse: collapse }}
-th {{ text-align: left; font-weight: 500; color: #555; padding-right: 2rem }}
-th, td {{ border-bottom: 1px solid #eee; vertical-align: top; overflow-wrap: anywhere }}
-details {{ margin-top: 1.5rem }} summary {{ cursor: pointer; font-weight: 600; font-size: 1.1rem }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 0.85rem }}
-</style></head>
-<body><h1>{title}</h1>
-{body}
-</body></html>
-"""

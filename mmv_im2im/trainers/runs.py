@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
@@ -33,7 +34,7 @@ def _differences(a: dict, b: dict, prefix: str = "") -> list[str]:
         elif x != y: out.append(f"{prefix}{k}: {x} -> {y}")
     return out
 
-
+# %% ../../nbs/trainers/03_runs.ipynb #b4984023
 _FREE = {
     "data": (
         "num_workers", "loader", "layout", "cache", "cache_gb", "cache_dir", "cache_limit_gb",
@@ -65,7 +66,7 @@ def _trained_by(config: dict) -> dict:
     data["path"], trainer["init_from"] = _resolved(data["path"]), _resolved(trainer["init_from"])
     return {"seed": config["seed"], "data": data, "model": config["model"], "trainer": trainer}
 
-
+# %% ../../nbs/trainers/03_runs.ipynb #912a9316
 def _resolved(path: Any) -> Any:
     "A path, or one for each part, without `..` and links."
     if isinstance(path, dict): return {k: _resolved(v) for k, v in path.items()}
@@ -81,7 +82,7 @@ def _read_json(path: Path, remedy: str) -> dict:
     except (ValueError, OSError) as e:
         raise ConfigError(f"'{path}' is damaged or cannot be read ({e}); {remedy}.") from None
 
-
+# %% ../../nbs/trainers/03_runs.ipynb #d061bfcd
 def _finished(folder: Path) -> bool:
     "Whether the run in a folder came to its end."
     path = folder / "run.json"
@@ -89,7 +90,7 @@ def _finished(folder: Path) -> bool:
     remedy = "remove it, and the run goes on from its last checkpoint"
     return _read_json(path, remedy).get("finished", False) is True
 
-
+# %% ../../nbs/trainers/03_runs.ipynb #8a7d3be7
 def _unfinished(out: str | Path) -> Path:
     "The folder that a run by this name is in, or will be."
     folder, n = Path(out), 1
@@ -120,6 +121,65 @@ def _kept_split(cfg: Config) -> Optional[dict]:
         " name another folder with `--out`."
     )
 
+# %% ../../nbs/trainers/03_runs.ipynb #d255375b
+@contextmanager
+def _locked(folder: Path):
+    "Hold the folder's lock; the system frees it when the process ends, however it ends."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+        # a run that was killed while it wrote leaves its unfinished file
+        for left in (folder / "checkpoints").glob(".*.ckpt"): left.unlink()
+    except Timeout:
+        raise ConfigError(
+            f"`out` '{folder}' is being written by another run at this moment; wait for it, or name"
+            " another folder with `--out`."
+        ) from None
+    except OSError as e:
+        raise ConfigError(
+            f"`out` '{folder}' cannot be written ({e.strerror or e}); name another folder with"
+            " `--out`."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if [p.name for p in folder.iterdir()] == [".lock"]:  # refused before anything was written
+            shutil.rmtree(folder, ignore_errors=True)
+
+# %% ../../nbs/trainers/03_runs.ipynb #ed0ddfb8
+def _check_same(folder: Path, config: dict, moved: bool = False, sections: Sequence[str] = ()):
+    "`ConfigError` where an unfinished run learns something else."
+    if not _last(folder).is_file(): return
+    old, new = _trained_by(to_dict(load_config(folder))), _trained_by(config)
+    if moved: old["data"].pop("path"), new["data"].pop("path")
+    for part in (old, new) if sections else ():
+        for k in set(part) - set(sections): del part[k]
+    diff = _differences(old, new)
+    if not diff: return
+    shown = "; ".join(diff[:3]) + (" ..." if len(diff) > 3 else "")
+    elsewhere = (
+        " Where the same images only lie elsewhere, add `--moved` (in Python `train(cfg,"
+        " moved=True)`)."
+    ) if all(d.startswith("data.path") for d in diff) else ""
+    raise ConfigError(
+        f"`out` '{folder}' holds an unfinished run of another config ({shown}); name another"
+        f" folder with `--out`, or continue that run with `run_im2im --config {folder}`.{elsewhere}"
+    )
+
+# %% ../../nbs/trainers/03_runs.ipynb #7d8e056f
+def _say_finished(out: Path, folder: Path, begun: bool, config: dict):
+    "Why a run is in a folder with another name, and how to begin with what was learned."
+    done = _read_json(out / "run.json", "remove it").get("epochs")
+    how = "goes on" if begun else "begins anew"
+    hint = f"; to begin with its weights, add `--trainer.init_from {out}`"
+    if begun or config["trainer"]["init_from"]: hint = ""
+    rank_zero_info(
+        f"'{out}' holds a finished run{f' of {done} epochs' if done else ''}, which stays as it"
+        f" is: this one {how} in '{folder}'{hint}"
+    )
+
 # %% ../../nbs/trainers/03_runs.ipynb #f2c67042
 @contextmanager
 def open_run(
@@ -148,65 +208,6 @@ def open_run(
         n += 1
         folder = Path(f"{str(out).rstrip('/')}-{n}")
 
-# %% ../../nbs/trainers/03_runs.ipynb #d255375b
-@contextmanager
-def _locked(folder: Path):
-    "Hold the folder's lock; the system frees it when the process ends, however it ends."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-        # a run that was killed while it wrote leaves its unfinished file
-        for left in (folder / "checkpoints").glob(".*.ckpt"): left.unlink()
-    except Timeout:
-        raise ConfigError(
-            f"`out` '{folder}' is being written by another run at this moment; wait for it, or name"
-            " another folder with `--out`."
-        ) from None
-    except OSError as e:
-        raise ConfigError(
-            f"`out` '{folder}' cannot be written ({e.strerror or e}); name another folder with"
-            " `--out`."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-        if [p.name for p in folder.iterdir()] == [".lock"]:  # refused before anything was written
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_same(folder: Path, config: dict, moved: bool = False, sections: Sequence[str] = ()):
-    "`ConfigError` where an unfinished run learns something else."
-    if not _last(folder).is_file(): return
-    old, new = _trained_by(to_dict(load_config(folder))), _trained_by(config)
-    if moved: old["data"].pop("path"), new["data"].pop("path")
-    for part in (old, new) if sections else ():
-        for k in set(part) - set(sections): del part[k]
-    diff = _differences(old, new)
-    if not diff: return
-    shown = "; ".join(diff[:3]) + (" ..." if len(diff) > 3 else "")
-    elsewhere = (
-        " Where the same images only lie elsewhere, add `--moved` (in Python `train(cfg,"
-        " moved=True)`)."
-    ) if all(d.startswith("data.path") for d in diff) else ""
-    raise ConfigError(
-        f"`out` '{folder}' holds an unfinished run of another config ({shown}); name another"
-        f" folder with `--out`, or continue that run with `run_im2im --config {folder}`.{elsewhere}"
-    )
-
-
-def _say_finished(out: Path, folder: Path, begun: bool, config: dict):
-    "Why a run is in a folder with another name, and how to begin with what was learned."
-    done = _read_json(out / "run.json", "remove it").get("epochs")
-    how = "goes on" if begun else "begins anew"
-    hint = f"; to begin with its weights, add `--trainer.init_from {out}`"
-    if begun or config["trainer"]["init_from"]: hint = ""
-    rank_zero_info(
-        f"'{out}' holds a finished run{f' of {done} epochs' if done else ''}, which stays as it"
-        f" is: this one {how} in '{folder}'{hint}"
-    )
-
 # %% ../../nbs/trainers/03_runs.ipynb #2e22914a
 @dataclass
 class Run:
@@ -232,14 +233,17 @@ class Run:
         "One dict an epoch."
         return read_metrics(self.folder / "metrics.csv")
 
-    @property
-    def result(self) -> dict:
-        "How it ended: best score and its name, epochs, seconds."
-        path = self.folder / "run.json"
-        if not path.is_file():
-            raise ConfigError(f"the run '{self.folder}' has not come to its end; continue it.")
-        return _read_json(path, "remove it, and the run goes on from its last checkpoint")
+# %% ../../nbs/trainers/03_runs.ipynb #d67851b0
+@patch(as_prop=True)
+def result(self: Run) -> dict:
+    "How it ended: best score and its name, epochs, seconds."
+    path = self.folder / "run.json"
+    if not path.is_file():
+        raise ConfigError(f"the run '{self.folder}' has not come to its end; continue it.")
+    return _read_json(path, "remove it, and the run goes on from its last checkpoint")
 
-    def plot(self):
-        "Learning curves as a figure."
-        return plot_curves(self.metrics)
+
+@patch
+def plot(self: Run):
+    "Learning curves as a figure."
+    return plot_curves(self.metrics)

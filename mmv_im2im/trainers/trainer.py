@@ -38,12 +38,28 @@ from mmv_im2im.trainers.callbacks import (
 )
 from .runs import _last
 
+# %% ../../nbs/trainers/04_trainer.ipynb #9583690b
+_DEFAULTS = {
+    "use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False
+}
+
+
+def _completed(kwargs: dict, writes: bool) -> dict:
+    "Arguments of `pl.Trainer` with the defaults of this library, `callbacks` as a list."
+    kwargs = _DEFAULTS | {"logger": None if writes else False} | kwargs
+    if kwargs["logger"] is None and not writes: kwargs["logger"] = False
+    given = kwargs.get("callbacks") or []
+    kwargs["callbacks"] = list(given) if isinstance(given, (list, tuple)) else [given]
+    own = any(isinstance(c, ModelCheckpoint) for c in kwargs["callbacks"])
+    kwargs["enable_checkpointing"] = writes or own
+    return kwargs
+
 # %% ../../nbs/trainers/04_trainer.ipynb #1a30747e
 class Im2ImTrainer(pl.Trainer):
     "`pl.Trainer` with a run folder: best and last checkpoint, metrics.csv, TensorBoard, pictures."
     def __init__(self,
         folder: Optional[str | Path] = None,  # Run folder; None = write nothing
-        # Figure that picks the best checkpoint; None = the framework's own
+        # Metric that picks the best checkpoint; None = the framework's own
         monitor: Optional[str] = None,
         pictures: int = 3,  # Validation pictures per epoch
         checkpoint_every_n_steps: Optional[int] = None,  # Save last.ckpt also within an epoch
@@ -71,17 +87,8 @@ class Im2ImTrainer(pl.Trainer):
         if channels_last: added.append(ChannelsLast())
         if compile: added.append(Compiled("inductor" if compile is True else compile))
         if ema is not None or swa is not None: added.append(Averaging(ema, swa or 0.0))
-        kwargs = {
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            "logger": None if self.run_folder else False,
-        } | kwargs
-        if kwargs["logger"] is None and not self.run_folder: kwargs["logger"] = False
-        given = kwargs.get("callbacks") or []
-        given = given if isinstance(given, (list, tuple)) else [given]
-        own = any(isinstance(c, ModelCheckpoint) for c in given)
-        kwargs["enable_checkpointing"] = self.run_folder is not None or own
+        kwargs = _completed(kwargs, self.run_folder is not None)
+        given = kwargs["callbacks"]
         if self.run_folder:
             if pictures: added.append(Pictures(self.run_folder / "pictures", pictures))
             self._write_into(kwargs)
@@ -108,12 +115,12 @@ def _write_into(self: Im2ImTrainer, kwargs: dict):
     if profiler in _PROFILERS:
         kwargs["profiler"] = _PROFILERS[profiler](dirpath=self.run_folder, filename="profile")
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #579dec07
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    "False for what Lightning says of its maker's services, and of TPUs, at each start."
+    "False for the advertisements of Lightning, and its line on TPUs."
     return not record.getMessage().startswith(("💡 Tip", "TPU available"))
 
 # %% ../../nbs/trainers/04_trainer.ipynb #d3d07bbb
@@ -128,7 +135,7 @@ class _Checkpoint(ModelCheckpoint):
 
 # %% ../../nbs/trainers/04_trainer.ipynb #abea2b76
 class _Best(_Checkpoint):
-    "Keeps the checkpoints with the best metrics; those of a low learning rate before all others."
+    "Keeps the best checkpoints; those of a low learning rate come before all others."
     def __init__(self, annealing: Annealing, **kwargs):
         super().__init__(**kwargs)
         self.annealing, self.settled, self.seen = annealing, False, (-1, math.nan)
@@ -141,7 +148,7 @@ class _Best(_Checkpoint):
         super().on_validation_end(trainer, pl_module)
 
     def _begin(self):
-        "The next metric counts, whatever was before; its checkpoint takes the worst one's place."
+        "Let the next metric be the best so far; its checkpoint takes the place of the worst."
         self.settled, worst = True, math.inf if self.mode == "min" else -math.inf
         self.best_k_models = {k: torch.tensor(worst) for k in self.best_k_models}
         self.kth_best_model_path = next(iter(self.best_k_models), "")
@@ -178,76 +185,7 @@ def _checkpoints(
         out.append(_Checkpoint(filename="last", **within, **common))
     return out
 
-# %% ../../nbs/trainers/04_trainer.ipynb #9cad56a3
-@patch
-def fit(self: Im2ImTrainer,
-    model: Im2ImModule,
-    train_dataloaders=None,  # A data module, or loaders
-    val_dataloaders=None,  # Loaders for validation, where the first are loaders
-    datamodule=None,  # A data module, by name
-    ckpt_path: Optional[str | Path] = None,  # Checkpoint to resume from
-    weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
-):
-    "Train; `ConfigError` where `monitor` names a metric that is not logged."
-    handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
-    _watch_best(self, model)
-    given = [d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)]
-    data = given[0] if given else None
-    if data: _plan(self, data, model)
-    if ckpt_path and self.metrics_csv:
-        checkpoint = load_checkpoint(ckpt_path)
-        if "global_step" not in checkpoint or "loops" not in checkpoint:
-            raise ConfigError(
-                f"'{ckpt_path}' holds weights but not where training stands, so it cannot be gone"
-                " on with; begin from it by `trainer.init_from` in another `out`."
-            )
-        self.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
-    try:
-        resume = str(ckpt_path) if ckpt_path else None
-        super(Im2ImTrainer, self).fit(
-            model, train_dataloaders, val_dataloaders, datamodule, resume
-        )
-        self.outcome = _compare(self, model, data, val_dataloaders)
-        _calibrate(self, model, data)
-    except RunStopped:
-        rank_zero_info(
-            f"stopped by {self.stop.received.name} after step {self.global_step}"
-            f"{'; the same command goes on from here' * (self.run_folder is not None)}"
-        )
-    except StoppedAtOnce:
-        saved = self.run_folder and _last(self.run_folder).is_file()
-        rank_zero_info(
-            f"stopped at once by {self.stop.received.name}"
-            + ("; the same command goes on from the last checkpoint" if saved else "")
-        )
-    except (MisconfigurationException, RuntimeError, OSError, MemoryError) as e:
-        _explain(self, e)
-        raise
-    finally:
-        for name, value in handed.items(): setattr(self, name, value)
-
-# %% ../../nbs/trainers/04_trainer.ipynb #b7f4bf3c
-def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
-    "Checkpoints and early stopping, by the metric that matters to the model."
-    monitor = trainer.run_monitor or model.monitor
-    mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
-    # those of an earlier `fit` have done their work; Lightning's own checkpoint has no folder
-    kept = [
-        c for c in trainer.callbacks
-        if c not in trainer._watching and (not isinstance(c, ModelCheckpoint) or c.dirpath)
-    ]
-    for c in kept: _check_watcher(c, "callback")
-    watching = []
-    if trainer.patience:
-        how = {"mode": mode, "patience": trainer.patience, "verbose": True}
-        watching.append(Patience(trainer.annealing, monitor, **how))
-    if trainer.run_folder:
-        watching += _checkpoints(
-            trainer.run_folder, monitor, mode, trainer.annealing, **trainer.kept
-        )
-    trainer._watching, trainer.callbacks = watching, [*kept, *watching]
-
-
+# %% ../../nbs/trainers/04_trainer.ipynb #fe860bd1
 def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
     "`ConfigError` where a callback waits for a metric that is not logged, or for worse ones."
     monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
@@ -267,9 +205,30 @@ def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
             f" `mode: {best}`."
         )
 
+# %% ../../nbs/trainers/04_trainer.ipynb #b7f4bf3c
+def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
+    "Checkpoints and early stopping, by the metric that matters to the model."
+    monitor = trainer.run_monitor or model.monitor
+    mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
+    # without those of an earlier `fit`; Lightning's own checkpoint has no folder
+    kept = [
+        c for c in trainer.callbacks
+        if c not in trainer._watching and (not isinstance(c, ModelCheckpoint) or c.dirpath)
+    ]
+    for c in kept: _check_watcher(c, "callback")
+    watching = []
+    if trainer.patience:
+        how = {"mode": mode, "patience": trainer.patience, "verbose": True}
+        watching.append(Patience(trainer.annealing, monitor, **how))
+    if trainer.run_folder:
+        watching += _checkpoints(
+            trainer.run_folder, monitor, mode, trainer.annealing, **trainer.kept
+        )
+    trainer._watching, trainer.callbacks = watching, [*kept, *watching]
+
 # %% ../../nbs/trainers/04_trainer.ipynb #b05639f7
-def _explain(trainer: Im2ImTrainer, e: Exception):
-    "Raise what the user can mend as one sentence."
+def _explain_monitor(trainer: Im2ImTrainer, e: Exception):
+    "`ConfigError` where the error is about a metric that is not logged."
     if "Early stopping conditioned on metric" in str(e):
         logged = [k for k in trainer.callback_metrics if "/" in k]
         for c in trainer.callbacks: _check_watcher(c, "callback", logged)
@@ -283,6 +242,14 @@ def _explain(trainer: Im2ImTrainer, e: Exception):
             f"`trainer.monitor` is '{trainer.run_monitor}', which is not logged;"
             f" {did_you_mean(str(trainer.run_monitor), names)}"
         ) from None
+
+# %% ../../nbs/trainers/04_trainer.ipynb #78256044
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _explain(trainer: Im2ImTrainer, e: Exception):
+    "Raise what the user can mend as one sentence."
+    _explain_monitor(trainer, e)
     if getattr(e, "errno", None) in _FULL: raise not_written(trainer.run_folder, e) from e
     full = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     if full or "not enough memory" in str(e):
@@ -296,13 +263,22 @@ def _explain(trainer: Im2ImTrainer, e: Exception):
             " install a C++ compiler, name another backend, or set it to false."
         ) from e
 
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
+# %% ../../nbs/trainers/04_trainer.ipynb #d537429b
 def _just_ended(checkpoint: dict) -> Optional[dict]:
-    "The losses of an epoch whose end the checkpoint is; None within an epoch."
+    "Losses of the epoch at whose end a checkpoint was saved; None within an epoch."
     kept = checkpoint.get("im2im", {})
     return None if kept.get("epoch", {}).get("seen") else kept.get("ended")
+
+# %% ../../nbs/trainers/04_trainer.ipynb #bd265bb1
+def _cut_metrics(trainer: Im2ImTrainer, path: str | Path):
+    "Remove the metrics after a checkpoint; `ConfigError` where it holds nothing but weights."
+    checkpoint = load_checkpoint(path)
+    if "global_step" not in checkpoint or "loops" not in checkpoint:
+        raise ConfigError(
+            f"'{path}' holds weights but not where training stands, so it cannot be gone"
+            " on with; begin from it by `trainer.init_from` in another `out`."
+        )
+    trainer.metrics_csv.cut(checkpoint["global_step"], _just_ended(checkpoint))
 
 # %% ../../nbs/trainers/04_trainer.ipynb #b5d1bed4
 def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
@@ -315,25 +291,7 @@ def _plan(trainer: Im2ImTrainer, data: Im2ImDataModule, model: Im2ImModule):
     most = max(1, trainer.max_epochs // 10) if (trainer.max_epochs or 0) > 0 else plan.every
     trainer.check_val_every_n_epoch = min(plan.every, most)
 
-# %% ../../nbs/trainers/04_trainer.ipynb #f1ad6fbd
-def _compare(
-    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
-) -> Optional[dict]:
-    "Which checkpoint is the better one, and by what metrics; None where there is none."
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
-    last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
-    if trainer.interrupted or best is None or not last.is_file(): return None
-    step, metric = best.seen
-    at_end = metric if step == trainer.global_step else None
-    known = {"best": best.best_model_score, "last": at_end}
-    found = {k: None if v is None else float(v) for k, v in known.items()}
-    whole = data is None or data.val_patches or data.validation.whole
-    if not whole or found["last"] is None:
-        found, metrics = _full_metrics(trainer, model, data, loaders, best) or (found, {})
-        if metrics and step != trainer.global_step: _log_end(trainer, metrics)
-    return _outcome(found, best.monitor, best.mode)
-
-
+# %% ../../nbs/trainers/04_trainer.ipynb #13320338
 def _outcome(found: dict, monitor: str, mode: str) -> dict:
     "The name of the better checkpoint, its metric, and that of both."
     a, b = found["best"], found["last"]
@@ -342,6 +300,21 @@ def _outcome(found: dict, monitor: str, mode: str) -> dict:
     ))
     name = "last" if worse else "best"
     return {"checkpoint": name, "monitor": monitor, "best_score": found[name], "compared": found}
+
+# %% ../../nbs/trainers/04_trainer.ipynb #1e392e96
+@contextmanager
+def _kept(trainer: Im2ImTrainer, model: Im2ImModule):
+    "Validate with nothing beside it; afterwards all is as it was."
+    callbacks, loggers, metrics = trainer.callbacks, trainer.loggers, dict(trainer.callback_metrics)
+    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    trainer.callbacks = [c for c in callbacks if isinstance(c, pl.callbacks.ProgressBar)]
+    trainer.loggers = []
+    try:
+        yield
+    finally:
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+        trainer.callback_metrics.update(metrics)
+        model.load_state_dict(weights)
 
 # %% ../../nbs/trainers/04_trainer.ipynb #3f868798
 def _full_metrics(
@@ -370,22 +343,25 @@ def _full_metrics(
     found = {k: metrics.get(k, {}).get(best.monitor) for k in ("best", "last")}
     return found, metrics["last"]
 
-# %% ../../nbs/trainers/04_trainer.ipynb #1e392e96
-@contextmanager
-def _kept(trainer: Im2ImTrainer, model: Im2ImModule):
-    "Validate with nothing beside it; afterwards all is as it was."
-    callbacks, loggers, metrics = trainer.callbacks, trainer.loggers, dict(trainer.callback_metrics)
-    weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    trainer.callbacks = [c for c in callbacks if isinstance(c, pl.callbacks.ProgressBar)]
-    trainer.loggers = []
-    try:
-        yield
-    finally:
-        trainer.callbacks, trainer.loggers = callbacks, loggers
-        trainer.callback_metrics.update(metrics)
-        model.load_state_dict(weights)
+# %% ../../nbs/trainers/04_trainer.ipynb #f1ad6fbd
+def _compare(
+    trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule], loaders
+) -> Optional[dict]:
+    "Which checkpoint is the better one, and by what metrics; None where there is none."
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, _Best)), None)
+    last = best and trainer.run_folder / "checkpoints" / "last.ckpt"
+    if trainer.interrupted or best is None or not last.is_file(): return None
+    step, metric = best.seen
+    at_end = metric if step == trainer.global_step else None
+    known = {"best": best.best_model_score, "last": at_end}
+    found = {k: None if v is None else float(v) for k, v in known.items()}
+    whole = data is None or data.val_patches or data.validation.whole
+    if not whole or found["last"] is None:
+        found, metrics = _full_metrics(trainer, model, data, loaders, best) or (found, {})
+        if metrics and step != trainer.global_step: _log_end(trainer, metrics)
+    return _outcome(found, best.monitor, best.mode)
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #8c455c0d
 def _log_end(trainer: Im2ImTrainer, metrics: dict):
     "Log the validation of a run that ended within an epoch, or between two validations."
     rows = trainer.metrics_csv.rows
@@ -394,7 +370,7 @@ def _log_end(trainer: Im2ImTrainer, metrics: dict):
         logger.log_metrics(metrics | {"epoch": epoch}, step=step)
         logger.save()
 
-
+# %% ../../nbs/trainers/04_trainer.ipynb #12e60ca1
 def _calibrate(trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDataModule]):
     "Let the model measure what only final weights can tell, and keep it in both checkpoints."
     own = type(model).calibrate is not Im2ImModule.calibrate
@@ -416,6 +392,24 @@ def _calibrate(trainer: Im2ImTrainer, model: Im2ImModule, data: Optional[Im2ImDa
     model.load_state_dict(found, strict=False)
     if sentence: rank_zero_info(sentence)
 
+# %% ../../nbs/trainers/04_trainer.ipynb #56a58192
+_REFUSED = (StochasticWeightAveraging, GradientAccumulationScheduler, LearningRateFinder)
+_INSTEAD = {
+    "StochasticWeightAveraging": "it knows one optimizer only; set `trainer.swa` instead",
+    "GradientAccumulationScheduler": (
+        "Lightning does not accumulate for it; set `trainer.accumulate_grad_batches` instead"
+    ),
+    "LearningRateFinder": (
+        "the losses of two that play against each other do not show a good rate; begin with 2e-4"
+    ),
+}
+
+# %% ../../nbs/trainers/04_trainer.ipynb #7c1e90ac
+def _refusal(callback: type, framework: type, key: str) -> str:
+    "Why a callback cannot be used with a framework of several optimizers."
+    name = next(c.__name__ for c in _REFUSED if issubclass(callback, c))
+    return f"{key}: {name} cannot be used with {framework.__name__}: {_INSTEAD[name]}."
+
 # %% ../../nbs/trainers/04_trainer.ipynb #dd88aa75
 def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
     "Give a module that steps by hand what Lightning refuses to do for it; what the trainer had."
@@ -432,20 +426,43 @@ def _hand_over(trainer: Im2ImTrainer, model: Im2ImModule) -> dict:
         trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
     return had
 
-
-_REFUSED = (StochasticWeightAveraging, GradientAccumulationScheduler, LearningRateFinder)
-_INSTEAD = {
-    "StochasticWeightAveraging": "it knows one optimizer only; set `trainer.swa` instead",
-    "GradientAccumulationScheduler": (
-        "Lightning does not accumulate for it; set `trainer.accumulate_grad_batches` instead"
-    ),
-    "LearningRateFinder": (
-        "the losses of two that play against each other do not show a good rate; begin with 2e-4"
-    ),
-}
-
-
-def _refusal(callback: type, framework: type, key: str) -> str:
-    "Why a callback cannot be used with a framework of several optimizers."
-    name = next(c.__name__ for c in _REFUSED if issubclass(callback, c))
-    return f"{key}: {name} cannot be used with {framework.__name__}: {_INSTEAD[name]}."
+# %% ../../nbs/trainers/04_trainer.ipynb #9cad56a3
+@patch
+def fit(self: Im2ImTrainer,
+    model: Im2ImModule,
+    train_dataloaders=None,  # A data module, or loaders
+    val_dataloaders=None,  # Loaders for validation, where the first are loaders
+    datamodule=None,  # A data module, by name
+    ckpt_path: Optional[str | Path] = None,  # Checkpoint to resume from
+    weights_only: Optional[bool] = None,  # Ignored: checkpoints are always read without code
+):
+    "Train; `ConfigError` where `monitor` names a metric that is not logged."
+    handed = _hand_over(self, model) if getattr(model, "manual", False) else {}
+    _watch_best(self, model)
+    given = [d for d in (datamodule, train_dataloaders) if isinstance(d, Im2ImDataModule)]
+    data = given[0] if given else None
+    if data: _plan(self, data, model)
+    if ckpt_path and self.metrics_csv: _cut_metrics(self, ckpt_path)
+    try:
+        resume = str(ckpt_path) if ckpt_path else None
+        super(Im2ImTrainer, self).fit(
+            model, train_dataloaders, val_dataloaders, datamodule, resume
+        )
+        self.outcome = _compare(self, model, data, val_dataloaders)
+        _calibrate(self, model, data)
+    except RunStopped:
+        rank_zero_info(
+            f"stopped by {self.stop.received.name} after step {self.global_step}"
+            f"{'; the same command goes on from here' * (self.run_folder is not None)}"
+        )
+    except StoppedAtOnce:
+        saved = self.run_folder and _last(self.run_folder).is_file()
+        rank_zero_info(
+            f"stopped at once by {self.stop.received.name}"
+            + ("; the same command goes on from the last checkpoint" if saved else "")
+        )
+    except (MisconfigurationException, RuntimeError, OSError, MemoryError) as e:
+        _explain(self, e)
+        raise
+    finally:
+        for name, value in handed.items(): setattr(self, name, value)

@@ -54,17 +54,107 @@ from .trainer import Im2ImTrainer, _REFUSED, _check_watcher, _plan, _refusal
 from .tuning import find_batch_size, find_lr, highest_memory, quiet_lightning
 from ..vis import save_figure
 
-# %% ../../nbs/trainers/05_training.ipynb #8400baea
-def prepare(
-    cfg: Config,  # What to train on what
-    trust: Sequence[str] = (),  # Packages whose other callables may be used, too
-    callbacks: Sequence[pl.Callback] = (),  # Those that training gets besides the config's
-) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
-    "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
-    cfg = checked(cfg)
-    check_ready(cfg, "train")
-    check_targets(cfg, trust)
-    with quiet_lightning(): _make_trainer(cfg, None, (), trust)
+# %% ../../nbs/trainers/05_training.ipynb #e0ecce1e
+_OWN = (
+    "monitor", "pictures", "checkpoint_every_n_steps", "save_top_k", "keep_every_n_epochs",
+    "early_stopping", "channels_last", "compile", "ema", "swa",
+)  # Arguments of `Im2ImTrainer`
+_BESIDE = (
+    "callbacks", "plugins", "logger", "init_from", "lr_finder", "batch_size_finder", "requeue"
+)
+
+
+def lightning_arguments(
+) -> list[str]:  # As the installed version has them
+    "Names of the arguments of `pl.Trainer`."
+    return list(inspect.signature(pl.Trainer).parameters)
+
+# %% ../../nbs/trainers/05_training.ipynb #fe906bb9
+def _lightning_arguments(cfg: Config) -> dict:
+    "What `pl.Trainer` is given; `ConfigError` for what the installed version does not have."
+    known, usual = lightning_arguments(), type(cfg.trainer)()
+    out = {}
+    for f in fields(cfg.trainer):
+        value = getattr(cfg.trainer, f.name)
+        if f.name in _OWN + _BESIDE: continue
+        if value is None and f.name != "check_val_every_n_epoch": continue
+        if f.name in known: out[f.name] = value
+        elif value != getattr(usual, f.name):
+            raise ConfigError(
+                f"`trainer.{f.name}`: pytorch_lightning {pl.__version__} has no such argument;"
+                " leave it out."
+            )
+    return out
+
+# %% ../../nbs/trainers/05_training.ipynb #26db32af
+def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
+    "Callbacks, loggers and plugins that the config names."
+    lists = {"callbacks": "callback", "plugins": "plugin", "logger": "logger"}
+    return {
+        name: [
+            build(_with_mode(spec), kind, f"trainer.{name}[{i}]", trust)
+            for i, spec in enumerate(getattr(cfg.trainer, name) or [])
+        ] for name, kind in lists.items()
+    }
+
+# %% ../../nbs/trainers/05_training.ipynb #daa63f58
+def _with_mode(spec: dict) -> dict:
+    "A description of what watches a metric, with the direction in which that is better."
+    monitor = spec.get("monitor")
+    if "mode" in spec or not isinstance(monitor, str) or not monitor.startswith("val/"): return spec
+    return spec | {"mode": metric_mode(monitor)}
+
+# %% ../../nbs/trainers/05_training.ipynb #52415f84
+@contextmanager
+def _lightning_refuses():
+    "Turn what Lightning says of its arguments into one sentence, a `ConfigError`."
+    try:
+        yield
+    except Im2ImError:
+        raise
+    except ImportError as e:
+        raise ConfigError(
+            f"`trainer`: its arguments need a package that is not installed:"
+            f" {' '.join(str(e).split())}; install it, or choose another `trainer.precision`,"
+            " `trainer.strategy` or logger."
+        ) from e
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as e:
+        raise ConfigError(
+            f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}"
+        ) from e
+
+# %% ../../nbs/trainers/05_training.ipynb #1b586b25
+def _make_trainer(
+    cfg: Config, folder: Optional[Path], callbacks: Sequence[pl.Callback], trust: Sequence[str]
+) -> Im2ImTrainer:
+    "The trainer that the config describes."
+    t, made = cfg.trainer, _objects(cfg, trust)
+    logger = made["logger"] if t.logger else t.logger
+    plugins = made["plugins"]
+    if SLURMEnvironment.detect() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
+        # the run folder knows itself how to go on
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    arguments = _lightning_arguments(cfg) | {k: getattr(t, k) for k in _OWN} | {
+        "callbacks": [*made["callbacks"], *callbacks], "plugins": plugins, "logger": logger
+    }
+    # Lightning takes a dtype by name or as a plugin
+    if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
+    with _lightning_refuses(): trainer = Im2ImTrainer(folder, **arguments)
+    if t.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError(
+            "`trainer.sync_batchnorm` needs GPUs; set it to false, or take a `norm` other than"
+            " batch where each process has few images."
+        )
+    return trainer
+
+# %% ../../nbs/trainers/05_training.ipynb #3db17ccb
+def _arguments(section: Any) -> dict:
+    "Fields of a section as arguments."
+    return {f.name: getattr(section, f.name) for f in fields(section)}
+
+# %% ../../nbs/trainers/05_training.ipynb #bd67c5d8
+def _look_at_data(cfg: Config, trust: Sequence[str]) -> Im2ImDataModule:
+    "The data module of a config, its files found and split; `DataError` where that fails."
     data = Im2ImDataModule(**_arguments(cfg.data), seed=cfg.seed, trust=trust)
     data.kept = _kept_split(cfg)
     data.limit_train_batches = cfg.trainer.limit_train_batches
@@ -73,32 +163,20 @@ def prepare(
     except DataError as e:
         if not isinstance(data.path, Path) or data.path.exists(): raise
         raise DataError(f"`data.path`: {e}") from None
-    cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
-    section, remarks = _look_at_noise(cfg, cls, data, trust)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(cfg.seed, "init"))
-        model, spec = cls.from_config(
-            section, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
-            cfg.data.patch,
-        )
-    cfg = replace(cfg, model=spec)
-    model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
-    model.remarks = remarks
-    _try_parts(cfg, model, data, trust, callbacks)
-    return cfg, model, data
+    return data
 
 # %% ../../nbs/trainers/05_training.ipynb #81d2e3f0
 def _look_at_noise(
     cfg: Config, cls: type[Im2ImModule], data: Im2ImDataModule, trust: Sequence[str]
 ) -> tuple[dict, list[str]]:
-    "The config's `model` suited to the noise of its images, and sentences on it; for denoisers."
+    "The config's `model` for the noise of its images, and sentences on it; for denoisers."
     if not hasattr(cls, "suited"): return cfg.model, []
     noise = noise_of(data)
     dims, before = cfg.data.spatial_dims, _chosen_before(cfg.out or "runs/im2im")
     section, said = cls.suited(cfg.model, noise.to_dict(), dims, trust, before)
     return section, [str(noise), *said]
 
-
+# %% ../../nbs/trainers/05_training.ipynb #f084cfe5
 def _chosen_before(out: str) -> Optional[dict]:
     "`model.masking` of the unfinished run that `out` names; None where there is none."
     folder, n = Path(out), 1
@@ -107,38 +185,43 @@ def _chosen_before(out: str) -> Optional[dict]:
     if not path.is_file(): return None
     return (read_yaml(path.read_text(), str(path)).get("model") or {}).get("masking")
 
-# %% ../../nbs/trainers/05_training.ipynb #c0ffee01
-def _try_parts(
-    cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str],
-    callbacks: Sequence[pl.Callback] = (),
-) -> None:
-    "Make and use once what would otherwise fail within a run; `ConfigError` names its key."
-    made, manual = _objects(cfg, trust)["callbacks"], getattr(model, "manual", False)
-    for i, c in enumerate(made if manual else []):
+# %% ../../nbs/trainers/05_training.ipynb #749ac6cd
+@contextmanager
+def _named(key: str, value: Any):
+    "Give the error of a part the name and the value of its key."
+    try:
+        yield
+    except Im2ImError:
+        raise
+    except Exception as e:
+        said = f"{type(e).__name__}: {' '.join(str(e).split())}".rstrip(".")
+        raise ConfigError(
+            f"`{key}` {value} does not work: {said}. Leave it out to have the usual one."
+        ) from e
+
+# %% ../../nbs/trainers/05_training.ipynb #e034b761
+def _try_by_hand(cfg: Config, model: Im2ImModule, callbacks: Sequence[pl.Callback]):
+    "`ConfigError` for what cannot work with a framework of several optimizers."
+    for i, c in enumerate(callbacks):
         if isinstance(c, _REFUSED):
             raise ConfigError(_refusal(type(c), type(model), f"`trainer.callbacks[{i}]`"))
-    if manual:
-        if cfg.trainer.lr_finder:
-            raise ConfigError(_refusal(LearningRateFinder, type(model), "`trainer.lr_finder`"))
-        model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
+    if cfg.trainer.lr_finder:
+        raise ConfigError(_refusal(LearningRateFinder, type(model), "`trainer.lr_finder`"))
+    model.check_trainer(cfg.trainer.accumulate_grad_batches, cfg.trainer.precision)
+
+# %% ../../nbs/trainers/05_training.ipynb #cdd08cb4
+def _try_optimizer(model: Im2ImModule, monitor: Optional[str]):
+    "Make each optimizer and the schedule, and take one step; `ConfigError` names the key."
     for key in (k for k, kind in model.parts.items() if kind == "optimizer"):
         optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))], key)
-    watched, scheduled = cfg.trainer.monitor, None
-    if model.scheduler: scheduled = model.make_scheduler(optimizer, watched)["scheduler"]
+    scheduled = None
+    if model.scheduler: scheduled = model.make_scheduler(optimizer, monitor)["scheduler"]
     with _named("model.scheduler", model.scheduler):
         optimizer.step()
         plateau = isinstance(scheduled, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if scheduled: scheduled.step(*[0.0] * plateau)
-    with _named("data.augment", cfg.data.augment):
-        patches = [data.first_patch(seed) for seed in range(16)]
-    with _named("model.loss", cfg.model.get("loss")):
-        model.sanity_check(default_collate(patches[:1]))
-        image = next(iter(data.val_dataloader()))
-        losses = model.sanity_check(image)
-    _check_monitor(cfg, model, image, losses, [*made, *callbacks])
-    _check_interval(cfg, data)
 
-
+# %% ../../nbs/trainers/05_training.ipynb #87fd5bdb
 def _check_monitor(
     cfg: Config, model: Im2ImModule, batch: dict, losses: dict, callbacks: Sequence[pl.Callback]
 ):
@@ -177,24 +260,96 @@ def _check_interval(cfg: Config, data: Im2ImDataModule):
         " it lower, or `trainer.check_val_every_n_epoch: null` to count through all epochs."
     )
 
+# %% ../../nbs/trainers/05_training.ipynb #c0ffee01
+def _try_parts(
+    cfg: Config, model: Im2ImModule, data: Im2ImDataModule, trust: Sequence[str],
+    callbacks: Sequence[pl.Callback] = (),
+) -> None:
+    "Make and use once what would otherwise fail within a run; `ConfigError` names its key."
+    made, manual = _objects(cfg, trust)["callbacks"], getattr(model, "manual", False)
+    if manual: _try_by_hand(cfg, model, made)
+    _try_optimizer(model, cfg.trainer.monitor)
+    with _named("data.augment", cfg.data.augment):
+        patches = [data.first_patch(seed) for seed in range(16)]
+    with _named("model.loss", cfg.model.get("loss")):
+        model.sanity_check(default_collate(patches[:1]))
+        image = next(iter(data.val_dataloader()))
+        losses = model.sanity_check(image)
+    _check_monitor(cfg, model, image, losses, [*made, *callbacks])
+    _check_interval(cfg, data)
 
-@contextmanager
-def _named(key: str, value: Any):
-    "Give the error of a part the name and the value of its key."
-    try:
-        yield
-    except Im2ImError:
-        raise
-    except Exception as e:
-        said = f"{type(e).__name__}: {' '.join(str(e).split())}".rstrip(".")
-        raise ConfigError(
-            f"`{key}` {value} does not work: {said}. Leave it out to have the usual one."
-        ) from e
+# %% ../../nbs/trainers/05_training.ipynb #8400baea
+def prepare(
+    cfg: Config,  # What to train on what
+    trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    callbacks: Sequence[pl.Callback] = (),  # Those that training gets besides the config's
+) -> tuple[Config, Im2ImModule, Im2ImDataModule]:  # The resolved config, the model, the data
+    "Check a config, look at the data, build the model; `Im2ImError` if wrong. Writes nothing."
+    cfg = checked(cfg)
+    check_ready(cfg, "train")
+    check_targets(cfg, trust)
+    with quiet_lightning(): _make_trainer(cfg, None, (), trust)
+    data = _look_at_data(cfg, trust)
+    cls = find_class(cfg.model["_target_"], "framework", "model._target_", trust)
+    section, remarks = _look_at_noise(cfg, cls, data, trust)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "init"))
+        model, spec = cls.from_config(
+            section, data.in_channels, data.out_channels, cfg.data.spatial_dims, cfg.seed, trust,
+            cfg.data.patch,
+        )
+    cfg = replace(cfg, model=spec)
+    model.config, model.patch = to_dict(cfg), tuple(cfg.data.patch)
+    model.remarks = remarks
+    _try_parts(cfg, model, data, trust, callbacks)
+    return cfg, model, data
+
+# %% ../../nbs/trainers/05_training.ipynb #b8fa8c6a
+def _shown(x: Any) -> str:
+    "A value for an error's text: None as it is, others by the name of their type."
+    return "None" if x is None else f"an object of type {type(x).__name__}"
 
 
-def _arguments(section: Any) -> dict:
-    "Fields of a section as arguments."
-    return {f.name: getattr(section, f.name) for f in fields(section)}
+def _as_config(given: Any) -> Config:
+    "A config from any form that it may have; `ConfigError` where it is none."
+    if isinstance(given, Config): return given
+    if isinstance(given, Mapping): return from_dict(dict(given))
+    where = given.folder if isinstance(given, Run) else given
+    if isinstance(where, (str, os.PathLike)) and str(where): return load_config(os.fspath(where))
+    raise ConfigError(
+        "`train` takes a config, a preset's name, a yaml file, the folder of a run, a run or a"
+        f" dict; got {_shown(given)}."
+    )
+
+# %% ../../nbs/trainers/05_training.ipynb #707ae0bd
+def _callbacks(given: Any) -> list[pl.Callback]:
+    "A list of callbacks; one may stand alone. `ConfigError` for anything else."
+    made = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    for c in made:
+        if isinstance(c, pl.Callback): continue
+        what = f"{c.__name__} is a class" if isinstance(c, type) else f"got {_shown(c)}"
+        raise ConfigError(f"`callbacks` must be objects such as EarlyStopping('val/loss'); {what}.")
+    return made
+
+# %% ../../nbs/trainers/05_training.ipynb #db0f4682
+def _check_early(cfg: Config, moved: bool):
+    "`ConfigError` where data, seed or trainer differ from those of the run that would go on."
+    check_ready(cfg, "train")
+    if rank_zero_only.rank > 0: return
+    folder = _unfinished(cfg.out or "runs/im2im")
+    if (folder / RUN_CONFIG).is_file():
+        _check_same(folder, to_dict(cfg), moved, ("seed", "data", "trainer"))
+
+# %% ../../nbs/trainers/05_training.ipynb #88ef4915
+def _rooted(cfg: Config) -> Config:
+    "The config with absolute paths to what training reads."
+    absolute = lambda p: (
+        {k: absolute(v) for k, v in p.items()} if isinstance(p, dict)
+        else None if p is None else os.path.abspath(p)
+    )
+    data = replace(cfg.data, path=absolute(cfg.data.path), cache_dir=absolute(cfg.data.cache_dir))
+    trainer = replace(cfg.trainer, init_from=absolute(cfg.trainer.init_from))
+    return replace(cfg, data=data, trainer=trainer)
 
 # %% ../../nbs/trainers/05_training.ipynb #71dc8c7e
 def begin_from(
@@ -206,188 +361,46 @@ def begin_from(
     path = find_checkpoint(cfg.trainer.init_from)
     return f"begins from {path}: {model.start_from(load_checkpoint(path)['state_dict'])}"
 
-# %% ../../nbs/trainers/05_training.ipynb #e0ecce1e
-_OWN = (
-    "monitor", "pictures", "checkpoint_every_n_steps", "save_top_k", "keep_every_n_epochs",
-    "early_stopping", "channels_last", "compile", "ema", "swa",
-)  # Arguments of `Im2ImTrainer`
-_BESIDE = (
-    "callbacks", "plugins", "logger", "init_from", "lr_finder", "batch_size_finder", "requeue"
-)
-def lightning_arguments(
-) -> list[str]:  # As the installed version has them
-    "Names of the arguments of `pl.Trainer`."
-    return list(inspect.signature(pl.Trainer).parameters)
-
-
-def _lightning_arguments(cfg: Config) -> dict:
-    "What `pl.Trainer` is given; `ConfigError` for what the installed version does not have."
-    known, usual = lightning_arguments(), type(cfg.trainer)()
-    out = {}
-    for f in fields(cfg.trainer):
-        value = getattr(cfg.trainer, f.name)
-        if f.name in _OWN + _BESIDE: continue
-        if value is None and f.name != "check_val_every_n_epoch": continue
-        if f.name in known: out[f.name] = value
-        elif value != getattr(usual, f.name):
-            raise ConfigError(
-                f"`trainer.{f.name}`: pytorch_lightning {pl.__version__} has no such argument;"
-                " leave it out."
-            )
-    return out
-
-
-def _objects(cfg: Config, trust: Sequence[str]) -> dict[str, list]:
-    "Callbacks, loggers and plugins that the config names."
-    lists = {"callbacks": "callback", "plugins": "plugin", "logger": "logger"}
-    return {
-        name: [
-            build(_with_mode(spec), kind, f"trainer.{name}[{i}]", trust)
-            for i, spec in enumerate(getattr(cfg.trainer, name) or [])
-        ] for name, kind in lists.items()
-    }
-
-
-def _with_mode(spec: dict) -> dict:
-    "A description of what watches a metric, with the direction in which that is better."
-    monitor = spec.get("monitor")
-    if "mode" in spec or not isinstance(monitor, str) or not monitor.startswith("val/"): return spec
-    return spec | {"mode": metric_mode(monitor)}
-
-# %% ../../nbs/trainers/05_training.ipynb #1b586b25
-def _make_trainer(
-    cfg: Config, folder: Optional[Path], callbacks: Sequence[pl.Callback], trust: Sequence[str]
-) -> Im2ImTrainer:
-    "The trainer that the config describes."
-    t, made = cfg.trainer, _objects(cfg, trust)
-    logger = made["logger"] if t.logger else t.logger
-    plugins = made["plugins"]
-    if SLURMEnvironment.detect() and not any(isinstance(p, ClusterEnvironment) for p in plugins):
-        # the run folder knows itself how to go on
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    arguments = _lightning_arguments(cfg) | {k: getattr(t, k) for k in _OWN} | {
-        "callbacks": [*made["callbacks"], *callbacks], "plugins": plugins, "logger": logger
-    }
-    # Lightning takes a dtype by name or as a plugin
-    if any(isinstance(p, Precision) for p in plugins): arguments.pop("precision")
-    try:
-        trainer = Im2ImTrainer(folder, **arguments)
-    except Im2ImError:
-        raise
-    except ImportError as e:
-        raise ConfigError(
-            f"`trainer`: its arguments need a package that is not installed:"
-            f" {' '.join(str(e).split())}; install it, or choose another `trainer.precision`,"
-            " `trainer.strategy` or logger."
-        ) from e
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as e:
-        raise ConfigError(
-            f"`trainer`: Lightning refuses these arguments: {' '.join(str(e).split())}"
-        ) from e
-    if t.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
-        raise ConfigError(
-            "`trainer.sync_batchnorm` needs GPUs; set it to false, or take a `norm` other than"
-            " batch where each process has few images."
-        )
-    return trainer
-
-# %% ../../nbs/trainers/05_training.ipynb #b8fa8c6a
-def _as_config(given: Any) -> Config:
-    "A config out of whatever it is given as; `ConfigError` where it is none."
-    if isinstance(given, Config): return given
-    if isinstance(given, Mapping): return from_dict(dict(given))
-    where = given.folder if isinstance(given, Run) else given
-    if isinstance(where, (str, os.PathLike)) and str(where): return load_config(os.fspath(where))
-    raise ConfigError(
-        "`train` takes a config, a preset's name, a yaml file, the folder of a run, a run or a"
-        f" dict; got {_shown(given)}."
-    )
-
-
-def _callbacks(given: Any) -> list[pl.Callback]:
-    "A list of callbacks; one may stand alone. `ConfigError` for anything else."
-    made = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    for c in made:
-        if isinstance(c, pl.Callback): continue
-        what = f"{c.__name__} is a class" if isinstance(c, type) else f"got {_shown(c)}"
-        raise ConfigError(f"`callbacks` must be objects such as EarlyStopping('val/loss'); {what}.")
-    return made
-
-
-def _shown(x: Any) -> str:
-    "A value for an error's text: None as it is, others by the name of their type."
-    return "None" if x is None else f"an object of type {type(x).__name__}"
-
-# %% ../../nbs/trainers/05_training.ipynb #e893de8d
-def train(
-    # What to train on what: a config, as `preset` and `load_config` make it, or whatever a config
-    # may be written as: a preset's name, a yaml file, a dict, or a run, which is continued
-    cfg: Config | str | Path | dict | Run,
-    # Further callbacks, for example a live panel; one may stand alone
-    callbacks: Sequence[pl.Callback] | pl.Callback = (),
-    trust: Sequence[str] = (),  # Packages whose other callables may be used, too
-    moved: bool = False,  # Whether the images may lie elsewhere than when this run began
-) -> Run:
-    "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
-    callbacks, trust = _callbacks(callbacks), [trust] if isinstance(trust, str) else trust
-    cfg = checked(_as_config(cfg))
-    if not cfg.trainer.fast_dev_run: _check_early(cfg, moved)
-    cfg, model, data = prepare(cfg, trust, callbacks)
-    if cfg.trainer.fast_dev_run:
-        trainer = _make_trainer(cfg, None, callbacks, trust)
-        trainer.fit(model, data)
-        return Run(Path(cfg.out or "runs/im2im"), int(trainer.stop.received or 0))
-    with open_run(cfg.out or "runs/im2im", to_dict(cfg), moved) as (folder, resume):
-        cfg = _rooted(replace(cfg, out=str(folder)))
-        model.config = to_dict(cfg)
-        trainer = _make_trainer(cfg, folder, callbacks, trust)
-        begun_from = begin_from(cfg, model) if resume is None else ""
-        if rank_zero_only.rank == 0:
-            save_config(cfg, folder / RUN_CONFIG)
-            environment(folder / "environment.json")
-            _keep_remarks(folder, model.remarks)
-            with write_atomic(folder / "split.json") as tmp:
-                tmp.write_text(json.dumps(data.parts, indent=1))
-        with _logged(folder) as log:
-            _plan(trainer, data, model)
-            versions = (__version__, torch.__version__, pl.__version__)
-            log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
-            log.info("%s", data.summary)
-            for change in data.changes: rank_zero_info(change)
-            log.info("continue from %s" if resume else "start in %s", resume or folder)
-            if begun_from: rank_zero_info(begun_from)
-            for remark in model.remarks: rank_zero_info(remark)
-            _tune(cfg, folder, model, data)
-            begun = time.time()
-            trainer.fit(model, datamodule=data, ckpt_path=resume)
-            return _finish(trainer, folder, time.time() - begun, cfg.trainer.requeue)
-
 # %% ../../nbs/trainers/05_training.ipynb #92e3f401
 def _keep_remarks(folder: Path, remarks: Sequence[str]):
-    "Keep what was said of the noise, for the report."
+    "Keep what was measured of the noise, for the report."
     if not remarks: return
     with write_atomic(folder / "noise.json") as tmp:
         tmp.write_text(json.dumps({"noise": remarks[0], "remarks": list(remarks[1:])}, indent=1))
 
-# %% ../../nbs/trainers/05_training.ipynb #db0f4682
-def _check_early(cfg: Config, moved: bool):
-    "`ConfigError` where data, seed or trainer differ from those of the run that would go on."
-    check_ready(cfg, "train")
-    if rank_zero_only.rank > 0: return
-    folder = _unfinished(cfg.out or "runs/im2im")
-    if (folder / RUN_CONFIG).is_file():
-        _check_same(folder, to_dict(cfg), moved, ("seed", "data", "trainer"))
 
+def _keep_beginning(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule):
+    "Write into the run folder how the run begins: config, environment, noise, split."
+    save_config(cfg, folder / RUN_CONFIG)
+    environment(folder / "environment.json")
+    _keep_remarks(folder, model.remarks)
+    with write_atomic(folder / "split.json") as tmp:
+        tmp.write_text(json.dumps(data.parts, indent=1))
 
-def _rooted(cfg: Config) -> Config:
-    "The config with absolute paths to what training reads."
-    absolute = lambda p: (
-        {k: absolute(v) for k, v in p.items()} if isinstance(p, dict)
-        else None if p is None else os.path.abspath(p)
+# %% ../../nbs/trainers/05_training.ipynb #d28062b7
+def trial_trainer(
+    cfg: Config,  # Whose hardware and dtype it takes
+) -> Callable[..., Im2ImTrainer]:  # Arguments of `pl.Trainer` -> the trainer
+    "How to make a trainer on one device that writes nothing."
+    t = cfg.trainer
+    return partial(
+        Im2ImTrainer,
+        accelerator=t.accelerator, devices=1, precision=t.precision, channels_last=t.channels_last,
+        gradient_clip_val=t.gradient_clip_val, gradient_clip_algorithm=t.gradient_clip_algorithm,
+        enable_progress_bar=False,
     )
-    data = replace(cfg.data, path=absolute(cfg.data.path), cache_dir=absolute(cfg.data.cache_dir))
-    trainer = replace(cfg.trainer, init_from=absolute(cfg.trainer.init_from))
-    return replace(cfg, data=data, trainer=trainer)
+
+# %% ../../nbs/trainers/05_training.ipynb #42330094
+def _search(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule) -> dict:
+    "What the finders find, and pictures of it."
+    t, found, make = cfg.trainer, {}, trial_trainer(cfg)
+    if t.batch_size_finder:
+        rows = find_batch_size(make, model, data)
+        found |= {"batch_size": data.batch_size, "batch_sizes": rows}
+    if t.lr_finder:
+        shown = t.enable_progress_bar
+        found["lr"] = find_lr(make, model, data, picture=folder / "lr_finder.png", shown=shown)
+    return found
 
 # %% ../../nbs/trainers/05_training.ipynb #d358721d
 def _tune(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule):
@@ -405,29 +418,51 @@ def _tune(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule):
     found = _read_json(path, "remove it, and batch size and learning rate are searched again")
     data.batch_size, model.lr = found.get("batch_size", data.batch_size), found.get("lr")
 
+# %% ../../nbs/trainers/05_training.ipynb #d35f774c
+# patches and whole images are two loaders by design; one without workers is a choice
+_IGNORED = (
+    ".*does not have many workers.*",
+    ".*number of training batches.*",
+    ".*isinstance.treespec.*",
+    ".*exists and is not empty.*",
+    ".*could not find the monitored key.*",
+    ".*ModelCheckpoint with manual optimization.*",
+    # a discriminator that waits for the end of the warm-up
+    ".*call of `lr_scheduler.step.*",
+)
 
-def _search(cfg: Config, folder: Path, model: Im2ImModule, data: Im2ImDataModule) -> dict:
-    "What the finders find, and pictures of it."
-    t, found, make = cfg.trainer, {}, trial_trainer(cfg)
-    if t.batch_size_finder:
-        rows = find_batch_size(make, model, data)
-        found |= {"batch_size": data.batch_size, "batch_sizes": rows}
-    if t.lr_finder:
-        shown = t.enable_progress_bar
-        found["lr"] = find_lr(make, model, data, picture=folder / "lr_finder.png", shown=shown)
-    return found
 
+@contextmanager
+def _logged(folder: Path):
+    "Write the messages of this library and of Lightning into run.log."
+    first = rank_zero_only.rank == 0
+    handler = logging.FileHandler(folder / "run.log") if first else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    names = ("mmv_im2im", "pytorch_lightning")
+    log = logging.getLogger(names[0])
+    log.setLevel(logging.INFO)
+    for n in names: logging.getLogger(n).addHandler(handler)
+    with warnings.catch_warnings():
+        for text in _IGNORED: warnings.filterwarnings("ignore", text)
+        try:
+            yield log
+        except Im2ImError as e:
+            log.error("%s", e)
+            raise
+        finally:
+            for n in names: logging.getLogger(n).removeHandler(handler)
+            handler.close()
 
-def trial_trainer(
-    cfg: Config,  # Whose hardware and dtype it takes
-) -> Callable[..., Im2ImTrainer]:  # Arguments of `pl.Trainer` -> the trainer
-    "How to make a trainer on one device that writes nothing."
-    t = cfg.trainer
-    return partial(
-        Im2ImTrainer,
-        accelerator=t.accelerator, devices=1, precision=t.precision, channels_last=t.channels_last,
-        gradient_clip_val=t.gradient_clip_val, gradient_clip_algorithm=t.gradient_clip_algorithm,
-        enable_progress_bar=False,
+# %% ../../nbs/trainers/05_training.ipynb #223aad6a
+def _say_which(outcome: Optional[dict]):
+    "One sentence where the last checkpoint is the better one."
+    if outcome is None or outcome["checkpoint"] == "best": return
+    found = outcome["compared"]
+    before = "there is no other" if found["best"] is None else f"{found['best']:.4g} by best.ckpt"
+    rank_zero_info(
+        f"last.ckpt is taken for prediction: {outcome['monitor']} {found['last']:.4g} on all"
+        f" held-out images, {before}"
+        if found["last"] is not None else "last.ckpt is taken for prediction: nothing was validated"
     )
 
 # %% ../../nbs/trainers/05_training.ipynb #570715c5
@@ -457,47 +492,40 @@ def _finish(trainer: Im2ImTrainer, folder: Path, seconds: float, again: bool) ->
     write_report(folder)
     return run
 
-# %% ../../nbs/trainers/05_training.ipynb #223aad6a
-def _say_which(outcome: Optional[dict]):
-    "One sentence where the last checkpoint is the better one."
-    if outcome is None or outcome["checkpoint"] == "best": return
-    found = outcome["compared"]
-    before = "there is no other" if found["best"] is None else f"{found['best']:.4g} by best.ckpt"
-    rank_zero_info(
-        f"last.ckpt is taken for prediction: {outcome['monitor']} {found['last']:.4g} on all"
-        f" held-out images, {before}"
-        if found["last"] is not None else "last.ckpt is taken for prediction: nothing was validated"
-    )
-
-# %% ../../nbs/trainers/05_training.ipynb #d35f774c
-@contextmanager
-def _logged(folder: Path):
-    "Write what this library and Lightning say into run.log."
-    first = rank_zero_only.rank == 0
-    handler = logging.FileHandler(folder / "run.log") if first else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    names = ("mmv_im2im", "pytorch_lightning")
-    log = logging.getLogger(names[0])
-    log.setLevel(logging.INFO)
-    for n in names: logging.getLogger(n).addHandler(handler)
-    with warnings.catch_warnings():
-        # patches and whole images are two loaders by design; one without workers is a choice
-        for text in (
-            ".*does not have many workers.*",
-            ".*number of training batches.*",
-            ".*isinstance.treespec.*",
-            ".*exists and is not empty.*",
-            ".*could not find the monitored key.*",
-            ".*ModelCheckpoint with manual optimization.*",
-            # a discriminator that waits for the end of the warm-up
-            ".*call of `lr_scheduler.step.*",
-        ):
-            warnings.filterwarnings("ignore", text)
-        try:
-            yield log
-        except Im2ImError as e:
-            log.error("%s", e)
-            raise
-        finally:
-            for n in names: logging.getLogger(n).removeHandler(handler)
-            handler.close()
+# %% ../../nbs/trainers/05_training.ipynb #e893de8d
+def train(
+    # What to train on what: a config, as `preset` and `load_config` make it, or any form that it
+    # may have: a preset's name, a yaml file, a dict, or a run, which is continued
+    cfg: Config | str | Path | dict | Run,
+    # Further callbacks, for example a live panel; one may stand alone
+    callbacks: Sequence[pl.Callback] | pl.Callback = (),
+    trust: Sequence[str] = (),  # Packages whose other callables may be used, too
+    moved: bool = False,  # Whether the images may lie elsewhere than when this run began
+) -> Run:
+    "Train what `cfg` describes, or continue its run; `Im2ImError` where something is wrong."
+    callbacks, trust = _callbacks(callbacks), [trust] if isinstance(trust, str) else trust
+    cfg = checked(_as_config(cfg))
+    if not cfg.trainer.fast_dev_run: _check_early(cfg, moved)
+    cfg, model, data = prepare(cfg, trust, callbacks)
+    if cfg.trainer.fast_dev_run:
+        trainer = _make_trainer(cfg, None, callbacks, trust)
+        trainer.fit(model, data)
+        return Run(Path(cfg.out or "runs/im2im"), int(trainer.stop.received or 0))
+    with open_run(cfg.out or "runs/im2im", to_dict(cfg), moved) as (folder, resume):
+        cfg = _rooted(replace(cfg, out=str(folder)))
+        model.config = to_dict(cfg)
+        trainer = _make_trainer(cfg, folder, callbacks, trust)
+        begun_from = begin_from(cfg, model) if resume is None else ""
+        if rank_zero_only.rank == 0: _keep_beginning(cfg, folder, model, data)
+        with _logged(folder) as log:
+            _plan(trainer, data, model)
+            versions = (__version__, torch.__version__, pl.__version__)
+            log.info("mmv_im2im %s, torch %s, pytorch_lightning %s", *versions)
+            log.info("%s", data.summary)
+            for change in data.changes: rank_zero_info(change)
+            log.info("continue from %s" if resume else "start in %s", resume or folder)
+            for said in filter(None, (begun_from, *model.remarks)): rank_zero_info(said)
+            _tune(cfg, folder, model, data)
+            begun = time.time()
+            trainer.fit(model, datamodule=data, ckpt_path=resume)
+            return _finish(trainer, folder, time.time() - begun, cfg.trainer.requeue)

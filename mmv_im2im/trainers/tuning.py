@@ -31,6 +31,14 @@ from tqdm.auto import tqdm
 from ..core import ConfigError
 from ..vis import save_figure
 
+# %% ../../nbs/trainers/01_tuning.ipynb #daab461c
+def _number_in(path: Path) -> Optional[int]:
+    "The number that a file of the system holds; None where it says 'max' or does not exist."
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
 # %% ../../nbs/trainers/01_tuning.ipynb #b8803b43
 def free_memory(
     device: torch.device = torch.device("cpu"),  # Of the processor, or of a GPU
@@ -49,17 +57,9 @@ _LIMITS = (  # Of a container, and what it uses, in the two forms that Linux has
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 
-
-def _number_in(path: Path) -> Optional[int]:
-    "The number that a file of the system holds; None where it says 'max' or does not exist."
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
 # %% ../../nbs/trainers/01_tuning.ipynb #53e06c5f
 class PeakMemory:
-    "The most that was held while it watched, and what was held when it began."
+    "The most memory held while it watched, and the memory held when it began."
     def __init__(self,
         device: torch.device = torch.device("cpu"),  # Whose memory
     ):
@@ -87,7 +87,7 @@ class PeakMemory:
             if self.device.type != "cuda": looking.join()
             else: self.gb = torch.cuda.max_memory_allocated(self.device) / 2**30
 
-
+# %% ../../nbs/trainers/01_tuning.ipynb #dba9fec6
 def highest_memory(
     device: torch.device = torch.device("cpu"),  # Of the processor, or of a GPU
 ) -> float:  # GB
@@ -113,9 +113,9 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         log.setLevel(had)
 
-
+# %% ../../nbs/trainers/01_tuning.ipynb #c2610149
 class _Clock(pl.Callback):
-    "When steps ended, and how long a validation took."
+    "Notes when steps end, and how long a validation takes."
     def __init__(self): self.ends, self.validation = [], 0.0
 
     def on_train_batch_end(self, *_): self.ends.append(time.perf_counter())
@@ -124,7 +124,7 @@ class _Clock(pl.Callback):
 
     def on_validation_end(self, *_): self.validation += time.perf_counter()
 
-
+# %% ../../nbs/trainers/01_tuning.ipynb #36d7aaac
 def try_steps(
     make: Callable,  # Arguments of `pl.Trainer` -> a trainer that writes nothing
     model: pl.LightningModule,  # What is to be trained; left as it is
@@ -152,6 +152,11 @@ def try_steps(
     spent = (clock.ends[-1] - clock.ends[0]) / max(1, len(clock.ends) - 1)
     return {"gb": memory.gb, "step_seconds": spent, "validation_seconds": clock.validation}
 
+# %% ../../nbs/trainers/01_tuning.ipynb #35d6a967
+def _growth(rows: list[dict]) -> float:
+    "GB that the last trial needed more than the one before."
+    return max(0.0, rows[-1]["gb"] - rows[-2]["gb"]) if len(rows) > 1 else 0.0
+
 # %% ../../nbs/trainers/01_tuning.ipynb #ae81299a
 def double(
     make: Callable,  # Arguments of `pl.Trainer` -> a trainer that writes nothing
@@ -176,14 +181,9 @@ def double(
         size *= 2
     return rows
 
-
-def _growth(rows: list[dict]) -> float:
-    "GB that the last trial needed more than the one before."
-    return max(0.0, rows[-1]["gb"] - rows[-2]["gb"]) if len(rows) > 1 else 0.0
-
 # %% ../../nbs/trainers/01_tuning.ipynb #e91642a0
 _log = logging.getLogger("mmv_im2im")
-_STEPS = 8  # An epoch must keep, whatever fits
+_STEPS = 8  # Least steps of an epoch
 
 
 def find_batch_size(
@@ -204,6 +204,18 @@ def find_batch_size(
     _log.info("batch_size_finder: `data.batch_size` is %d, up to %.1f GB", *found)
     return rows
 
+# %% ../../nbs/trainers/01_tuning.ipynb #15ffacea
+def steepest(
+    rates: np.ndarray,  # Growing by the same factor
+    losses: np.ndarray,  # One for each
+    width: float = 3.0,  # Steps over which they are smoothed, standard deviation
+) -> Optional[float]:  # A rate; None where the loss does not fall
+    "The rate at which the loss falls fastest, before its minimum."
+    smooth = gaussian_filter1d(np.nan_to_num(losses, nan=np.nanmax(losses)), width, mode="nearest")
+    low = int(smooth.argmin())
+    if low < 2 or smooth[0] - smooth[low] <= 1e-6 * abs(smooth[0]): return None
+    return float(rates[np.gradient(smooth)[:low].argmin()])
+
 # %% ../../nbs/trainers/01_tuning.ipynb #674b774d
 class _RangeTest(pl.Callback):
     "Give each step its rate, and note its loss."
@@ -223,17 +235,17 @@ class _RangeTest(pl.Callback):
 
     def on_train_end(self, *_): self.bar.close()
 
-
-def steepest(
-    rates: np.ndarray,  # Growing by the same factor
-    losses: np.ndarray,  # One for each
-    width: float = 3.0,  # Steps over which they are smoothed, standard deviation
-) -> Optional[float]:  # A rate; None where the loss does not fall
-    "The rate at which the loss falls fastest, before its minimum."
-    smooth = gaussian_filter1d(np.nan_to_num(losses, nan=np.nanmax(losses)), width, mode="nearest")
-    low = int(smooth.argmin())
-    if low < 2 or smooth[0] - smooth[low] <= 1e-6 * abs(smooth[0]): return None
-    return float(rates[np.gradient(smooth)[:low].argmin()])
+# %% ../../nbs/trainers/01_tuning.ipynb #e2a06d70
+def _draw(rates: np.ndarray, losses: np.ndarray, found: Optional[float], path: str | Path):
+    "Loss against rate, with the rate that was taken."
+    fig = Figure(figsize=(5, 3), layout="constrained")
+    ax = fig.subplots()
+    ax.plot(rates, losses, ".", ms=3, color="0.6", label="each step")
+    ax.plot(rates, gaussian_filter1d(losses, 3.0, mode="nearest"), label="smoothed")
+    if found: ax.axvline(found, color="tab:orange", label=f"taken: {found:.2g}")
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    ax.legend()
+    save_figure(fig, path)
 
 # %% ../../nbs/trainers/01_tuning.ipynb #37b770c8
 def find_lr(
@@ -264,18 +276,6 @@ def find_lr(
     model.lr = found
     _log.info("lr_finder: the learning rate is %.3g", found)
     return found
-
-
-def _draw(rates: np.ndarray, losses: np.ndarray, found: Optional[float], path: str | Path):
-    "Loss against rate, with the rate that was taken."
-    fig = Figure(figsize=(5, 3), layout="constrained")
-    ax = fig.subplots()
-    ax.plot(rates, losses, ".", ms=3, color="0.6", label="each step")
-    ax.plot(rates, gaussian_filter1d(losses, 3.0, mode="nearest"), label="smoothed")
-    if found: ax.axvline(found, color="tab:orange", label=f"taken: {found:.2g}")
-    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    ax.legend()
-    save_figure(fig, path)
 
 # %% ../../nbs/trainers/01_tuning.ipynb #4b5a10d8
 def estimate(
