@@ -279,6 +279,7 @@ def _evaluate(cfg: Config, config_name: str, trust: Sequence[str]) -> int:
     rows, outcome = model.evaluate(
         d.path, d.layout, d.source, d.target, d.costmap, names=cfg.predict.metrics,
         pairing=d.pairing, compare=cfg.predict.compare, nested=d.nested,
+        time_points=d.time_points,
     )
     if rows: _show(folder / "metrics.csv", [*rows, mean_row(rows) | outcome.set_metrics])
     if outcome.compared:

@@ -227,6 +227,9 @@ _RENAMED = {  # Public names, by those that they had
     "PortionLoader": "PartialLoader", "neighbours": "neighbors", "DISTANCES": "SET_METRICS",
     "check_distances": "check_set_metrics",
 }
+_RENAMED_KEYS = {  # Keys of the config, by the names that they had
+    "data.portion": "data.partial_loading", "data.portion_epochs": "data.partial_loading_epochs",
+}
 _INSTEAD = {  # What does the work of names that are gone
     "image_metrics": "call `regression_metrics` or `segmentation_metrics`",
     "split_metrics": "call `module.task.sorted_metrics`, of a task",
@@ -242,8 +245,9 @@ def moved(
     "A public name that has moved within its folder, or is called otherwise; else an error."
     if name in _INSTEAD: raise ImportError(f"there is no `{name}` in {module}: {_INSTEAD[name]}.")
     package, name = module.rpartition(".")[0], _RENAMED.get(name, name)
-    for m in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if name.startswith("_") or m.ispkg: continue
+    known = [] if name.startswith("_") else importlib.import_module(package).__path__
+    for m in pkgutil.iter_modules(known):
+        if m.ispkg or m.name in ("_modidx", "all", "cli"): continue
         other = importlib.import_module(f"{package}.{m.name}")
         found = vars(other).get(name)
         made_in = getattr(found, "__module__", other.__name__)
@@ -314,6 +318,11 @@ def check_arguments(
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         for k in kwargs:
             if k not in names:
+                if _RENAMED_KEYS.get(f"{key}.{k}", "").startswith(f"{key}."):
+                    raise ConfigError(
+                        f"`{key}.{k}`: {name} has no argument '{k}'; it is called"
+                        f" `{_RENAMED_KEYS[f'{key}.{k}'].split('.')[1]}`."
+                    )
                 raise ConfigError(
                     f"`{key}.{k}`: {name} has no argument '{k}'; {did_you_mean(k, names)}"
                 )

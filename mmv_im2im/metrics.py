@@ -420,7 +420,9 @@ METRICS = {'regression': ('pearson', 'ssim', 'psnr', 'nrmse', 'psnr_affine'),
 # %% ../nbs/02_metrics.ipynb #89ede85b
 METRIC_MODES = {'loss': 'min', 'pearson': 'max', 'ssim': 'max', 'psnr': 'max', 'nrmse': 'min',
                 'psnr_affine': 'max', 'dice': 'max', 'iou': 'max', 'hausdorff95': 'min',
-                'structure': 'max'} # of distances
+                # of sets, and of denoisers
+                'structure': 'max', 'swd': 'min', 'swd_plain': 'min', 'spectrum': 'min',
+                'histogram': 'min', 'holdout': 'min'}
 _BY_OPTION = ('hausdorff95',) # measured only when named
 
 

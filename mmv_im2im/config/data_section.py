@@ -52,7 +52,7 @@ def _check_loading(data: DataConfig):
     if data.partial_loading and data.num_workers:
         raise ConfigError(
             f"`data.num_workers` is {data.num_workers}, but with `data.partial_loading` the"
-            " images are held"" by the training process alone; set it to 0 or null."
+            " images are held by the training process alone; set it to 0 or null."
         )
 
 # %% ../../nbs/config/01_data_section.ipynb #fffe3fba

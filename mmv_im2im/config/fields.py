@@ -11,7 +11,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from ..core import ConfigError, did_you_mean, expand_path, nearest
+from ..core import ConfigError, _RENAMED_KEYS, did_you_mean, expand_path, nearest
+from ..options import option
 
 # %% ../../nbs/config/00_fields.ipynb #20187c2c
 def _type_text(tp: Any) -> str:
@@ -154,9 +155,7 @@ class _Strict:
 
 
 _SECTIONS: dict[str, type] = {}  # By name, as they are defined
-_RENAMED_KEYS = {  # Keys, by the names that they had
-    "data.portion": "data.partial_loading", "data.portion_epochs": "data.partial_loading_epochs",
-}
+
 
 # %% ../../nbs/config/00_fields.ipynb #cace6d0g
 def _elsewhere(key: str, known: dict, prefix: str) -> str:

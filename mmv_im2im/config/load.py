@@ -54,7 +54,10 @@ def _named_anew(raw: Any) -> Any:
         values = raw.get(section) if isinstance(raw, dict) else None
         if not isinstance(values, dict) or key not in values: continue
         usual = next(f.default for f in fields(sections[section]) if f"{section}.{f.name}" == new)
-        if values[key] == usual: raw[section] = {k: v for k, v in values.items() if k != key}
+        if ours: raw[section] = {new.split(".")[1]: values[key]} | {
+            k: v for k, v in values.items() if k != key
+        }
+        elif values[key] == usual: raw[section] = {k: v for k, v in values.items() if k != key}
     return raw
 
 # %% ../../nbs/config/05_load.ipynb #91f87a1a
@@ -128,15 +131,18 @@ def _read_text(path: Path) -> str:
     try:
         with open(path, "rb") as f: text = f.read(10**7).decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = 11 * "\0"
+        raise ConfigError(_NO_TEXT.format(path)) from None
     except OSError as e:
         raise ConfigError(f"'{path}' cannot be read ({e.strerror or e}).") from None
     if text.count("\0") > len(text) // 10:  # a binary file, or UTF-16
-        raise ConfigError(f"'{path}' is not a text file; a config is yaml, saved as UTF-8.")
+        raise ConfigError(_NO_TEXT.format(path))
     return text
 
+
+_NO_TEXT = "'{}' is not a text file; a config is yaml, saved as UTF-8."
+
 # %% ../../nbs/config/05_load.ipynb #c295f26d
-def _read_file(path: Path) -> dict:
+def _read_file(path: Path, ours: bool = False) -> dict:
     if not path.exists():
         raise ConfigError(
             f"the config file '{path}' does not exist; check its name, or see `run_im2im --list`"
@@ -147,7 +153,7 @@ def _read_file(path: Path) -> dict:
         raise ConfigError(
             f"the config file '{path}' is empty; start from `run_im2im --list` and a preset."
         )
-    raw = _named_anew(raw)
+    raw = _named_anew(raw, ours)
     _check_names(raw, Config)
     return raw
 
@@ -166,7 +172,7 @@ def _read_run(folder: Path) -> dict:
             f" preset's name, a yaml file or a run folder.{run}"
         )
     try:
-        return to_dict(from_dict(_read_file(path) | {"out": str(folder)}))
+        return to_dict(from_dict(_read_file(path, ours=True) | {"out": str(folder)}))
     except ConfigError as e:
         text = str(e) if str(path) in str(e) else f"'{path}': {e}"
         raise ConfigError(

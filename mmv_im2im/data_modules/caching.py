@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, moved, write_atomic
+from .ome import image_files
 
 # %% ../../nbs/data_modules/17_caching.ipynb #88f8e59d
 class MemoryCache:
@@ -84,12 +85,18 @@ def file_stamp(
     return [path, digest.hexdigest()]
 
 # %% ../../nbs/data_modules/17_caching.ipynb #7cff40b9
+def _stamps(path: Path) -> list:
+    "The stamp of a file; of all files where an OME-TIFF's image is in several."
+    if not path.name.lower().endswith((".ome.tif", ".ome.tiff")): return file_stamp(path)
+    return [file_stamp(f) for f in image_files(path)]
+
+
 def cache_key(
     item: dict,  # Paths by `IM`, `GT`, `CM`, and what else decides the result, such as `region`
     settings: dict,  # Everything else that the result depends on, in plain types
 ) -> str:  # 32 hexadecimal digits
     "The name of a prepared sample: another file or another setting gives another name."
-    stamps = {k: file_stamp(v) for k, v in item.items() if isinstance(v, Path)}
+    stamps = {k: _stamps(v) for k, v in item.items() if isinstance(v, Path)}
     rest = {k: v for k, v in item.items() if k not in stamps and k not in ("index", "split")}
     text = json.dumps([settings, stamps, rest], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -17,9 +17,8 @@ from . import held_out, loaders, validation  # they add methods
 from .arguments import Im2ImDataModule
 from .augmentation import grid_size
 from .caching import DiskCache, MemoryCache, SampleStore, prepare_samples
-from .checks import check_contents, check_samples, sample_shapes
+from .checks import by_time, check_contents, check_samples, sample_shapes
 from .datasets import Preparation, split_domains
-from .images import image_info
 from .layouts import describe_samples, find_samples
 from .normalization import LikeSource, pool
 
@@ -59,13 +58,8 @@ def setup(self: Im2ImDataModule,
 @patch
 def _items(self: Im2ImDataModule) -> list[dict]:
     "Samples, numbered; where time points are asked for, one for each of them."
-    if not self.time_points: return [dict(s, index=i) for i, s in enumerate(self.samples)]
-    out = []
-    for s in self.samples:
-        key = next(k for k in ("IM", "GT") if k in s)
-        info = image_info(s[key], axes=self.preprocessing.axes[key], scene=self.preprocessing.scene)
-        out += [dict(s, index=len(out) + t, time=t) for t in range(info.shape[0])]
-    return out
+    found = by_time(self.samples, self.preprocessing) if self.time_points else self.samples
+    return [dict(s, index=i) for i, s in enumerate(found)]
 
 # %% ../../nbs/data_modules/24_data_module.ipynb #f8e5dfee
 @patch
@@ -135,7 +129,7 @@ def _dtype(self: Im2ImDataModule, key: str) -> Optional[str]:
     "Dtype that holds the values of all files of a kind, 'IM' or 'GT'; None without files."
     found = self.preprocessing.dtypes.get(key)
     if not found: return None
-    dtype = str(np.result_type(*found, *(["uint8"] if set(found) == {"bool"} else [])))
+    dtype = str(np.result_type(*found))
     if len(found) > 1:
         counts = ", ".join(f"{d} in {n}" for d, n in found.most_common())
         noun = {"IM": "sources", "GT": "targets"}[key]

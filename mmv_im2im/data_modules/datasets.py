@@ -128,7 +128,13 @@ class Preparation:
     def settings(self) -> dict:
         "All that the result depends on besides the files, in plain types."
         own = {"foreground": self.foreground, "places": self.places, "format": 1}
-        return own | {"preprocessing": self.preprocessing.to_dict()}
+        made = self.preprocessing.to_dict()
+        # statistics of a data set change what is prepared only where a normalization takes them
+        for key, norm in (("source", self.preprocessing.source_norm),
+                          ("target", self.preprocessing.target_norm)):
+            if getattr(norm, "over", None) != "dataset": made.pop(f"{key}_stats")
+        for name in ("source_units", "source_dtype", "target_dtype"): made.pop(name)
+        return own | {"preprocessing": made}
 
 # %% ../../nbs/data_modules/18_datasets.ipynb #79f12e8b
 @patch

@@ -69,10 +69,16 @@ def _count_labels(found: Collection, x: np.ndarray):
     values, pixels = np.unique(x, return_counts=True)
     for v, n in zip(values.tolist(), pixels.tolist()):
         found.classes[v] = found.classes.get(v, 0) + n
-    if len(values) <= 2: pixels = np.unique(connected(x > 0), return_counts=True)[1]
-    sizes = pixels[1:] if values[0] == 0 or len(values) <= 2 else pixels
+    sizes = np.concatenate([_object_sizes(channel) for channel in x])
     found.objects.append(len(sizes))
     if len(sizes): found.smallest = min(int(sizes.min()), found.smallest or int(sizes.min()))
+
+
+def _object_sizes(x: np.ndarray) -> np.ndarray:
+    "Pixels of each object of one channel."
+    values, pixels = np.unique(x, return_counts=True)
+    if len(values) > 2: return pixels[values != 0]
+    return np.unique(connected(x > 0), return_counts=True)[1][1:]
 
 # %% ../../nbs/data_modules/25_describe.ipynb #66a4c7a9
 @dataclass

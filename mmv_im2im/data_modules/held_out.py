@@ -9,7 +9,7 @@ __all__ = []
 import math
 import unicodedata
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from fastcore.basics import patch
@@ -102,18 +102,25 @@ def _split_by_pixels(
 def _file_name(self: Im2ImDataModule, item: dict) -> str:
     "What a sample is called in the record of a split: its first file below `path`, and its time."
     path = Path(item["IM"] if "IM" in item else item["GT"])
-    roots = self.path.values() if isinstance(self.path, dict) else [self.path]
-    for root in map(Path, roots):
-        root = root if root.is_dir() else root.parent
-        if path.is_relative_to(root):
-            # the part is told by its folder where there are two
-            below = path.relative_to(root)
-            path = Path(root.name) / below if len(roots) > 1 else below
-            break
+    for part, root in _roots(self.path).items():
+        if not path.is_relative_to(root): continue
+        path = Path(part) / path.relative_to(root)
+        break
     name = unicodedata.normalize("NFC", path.as_posix())
     return f"{name}@{item['time']}" if "time" in item else name
 
 # %% ../../nbs/data_modules/21_held_out.ipynb #d533f0e7
+def _roots(path: Any) -> dict[str, Path]:
+    "Folders of the images by how the record of a split calls them; a lone one has no name."
+    if not isinstance(path, dict):
+        root = Path(path)
+        return {"": root if root.is_dir() else root.parent}
+    roots = {k: p if p.is_dir() else p.parent for k, p in ((k, Path(v)) for k, v in path.items())}
+    # folders of one name are told apart by their part, 'train' and 'val'
+    alike = len({p.name for p in roots.values()}) < len(roots)
+    return roots if alike else {p.name: p for p in roots.values()}
+
+
 @patch
 def _place(self: Im2ImDataModule, item: dict) -> int:
     "The place of a sample among all when the run began, which its region and pixels depend on."

@@ -9,6 +9,7 @@ __all__ = []
 import math
 import multiprocessing
 import os
+import re
 import sys
 from typing import Callable, Optional, Sequence
 
@@ -17,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ..core import ConfigError, DataError, derive_seed
+from ..core import ConfigError, DataError, Im2ImError, derive_seed
 from .arguments import Im2ImDataModule
 from mmv_im2im.data_modules.datasets import (
     EpochBatches, ImageDataset, PatchDataset, UnpairedPatches, join_domains, split_domains,
@@ -50,8 +51,12 @@ class _Resumable(_Derived, DataLoader):
     def __iter__(self):
         try:
             yield from super().__iter__()
-        except DataError as e:  # from a worker, with its traceback as text
-            raise DataError(str(e).strip().splitlines()[-1].split("DataError: ")[-1]) from None
+        except Im2ImError as e:
+            if not str(e).startswith("Caught "): raise  # of this process
+            # from a worker: a traceback as text, whose last lines are the sentence
+            name = type(e).__name__
+            said = re.split(rf"^(?:[\w.]+\.)?{name}: ", str(e).strip(), flags=re.M)[-1]
+            raise type(e)(" ".join(said.split())) from None
         except RuntimeError as e:
             if "DataLoader worker" not in str(e): raise
             raise DataError(
@@ -129,9 +134,11 @@ def _images(self: Im2ImDataModule, items: Sequence[dict], load: Callable) -> Dat
 @patch
 def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoader:
     "A loader with this process's share of the images in memory; it is made once and goes on."
-    if getattr(self, "_rolling", None):
-        self._rolling.batch_size = self.batch_size
-        return self._rolling
+    made, share = getattr(self, "_rolling", None), (rank, world)
+    if made and self._rolling_share == share:
+        made.batch_size = self.batch_size
+        return made
+    self.teardown()
     domains = [d for d in split_domains(self.train_items) if d]
     held = [max(1, round(self.partial_loading * len(d)) // world) for d in domains]
     if min(map(len, domains)) < world:
@@ -145,6 +152,7 @@ def _partial_loader(self: Im2ImDataModule, rank: int, world: int) -> PartialLoad
         visits = max(1, round(per_epoch / n)) * self.partial_loading_epochs
         plan = Rolling(len(d), n, visits, derive_seed(self.seed, "domain", k), rank, world)
         windows.append(Window(lambda i, d=d: self._held(d[i]), plan))
+    self._rolling_share = share
     self._rolling = PartialLoader(
         windows, self.transform, per_epoch, self.batch_size, self.seed, self._position,
         pin=torch.cuda.is_available(),

@@ -144,21 +144,24 @@ def image_keys(
     for i, path in enumerate(out):
         if path.suffix.lower() not in _TIFFS: continue
         if seen == 1000 and not found: break  # a collection of single files
-        out[i], seen = _image_key(path), seen + 1
+        out[i], seen = image_files(path)[0], seen + 1
         found |= out[i] != path
     return out
 
 
-def _image_key(path: Path) -> Path:
+def image_files(
+    path: Path,  # A TIFF
+) -> list[Path]:  # Sorted; the file itself where its image is in no other, or it cannot be opened
+    "The files that make up the image of an OME-TIFF, as far as they are there."
     try:
         with _records("tifffile", "tifffile.tifffile"), tifffile.TiffFile(path) as tif:
             place = _place_of(tif, path)
-    except Exception: return path  # whoever reads it will say what is wrong
-    if place is None or not place.spread: return path
+    except Exception: return [path]  # whoever reads it will say what is wrong
+    if place is None or not place.spread: return [path]
     names = {u.get("FileName") for (_, data), own in zip(place.images, place.own) if own
              for _, u in data if u is not None}
     there = sorted(path.with_name(n) for n in names if n and path.with_name(n).is_file())
-    return there[0] if there else path
+    return there or [path]
 
 # %% ../../nbs/data_modules/02_ome.ipynb #6e11e095
 def _ome_metadata(xml: str, place: tuple[str, tuple[int, int], int]):

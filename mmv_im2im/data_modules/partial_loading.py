@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from ..core import derive_seed
+from ..core import derive_seed, moved
 from .augmentation import PatchTransform
 from .datasets import join_domains
 
@@ -171,3 +171,6 @@ def __iter__(self: PartialLoader) -> Iterator[dict]:
             batch, coming = coming.result(), None
             if b + 1 < len(self): coming = thread.submit(self.batch, epoch, b + 1)
             yield batch
+
+# %% ../../nbs/data_modules/19_partial_loading.ipynb #m0ved019
+def __getattr__(name): return moved(__name__, name)

@@ -17,8 +17,8 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..core import ConfigError, DataError, Im2ImError, moved
-from ..data_modules.checks import sample_shapes
+from ..core import ConfigError, DataError, Im2ImError, expand_path, moved
+from ..data_modules.checks import by_time, sample_shapes
 from ..data_modules.files import image_stem
 from ..data_modules.images import write_image
 from ..data_modules.layouts import find_samples, find_sources
@@ -29,6 +29,9 @@ from ..postprocess import postprocess
 from ..set_metrics import SET_METRICS, set_metrics
 
 # %% ../../nbs/inference/04_folders.ipynb #a25c319f
+_ALL = "all images together"  # What failed, where it is the comparison of sets
+
+
 @dataclass
 class FolderResult:
     "What became of a folder of images."
@@ -42,8 +45,9 @@ class FolderResult:
     def report(self) -> str:
         "The failures in words; empty if there are none."
         if not self.failed: return ""
-        n = len(self.failed) + len(self.done)
-        return "\n  ".join([f"{len(self.failed)} of {n} images failed:", *self.failed.values()])
+        bad = len(self.failed.keys() - {_ALL})
+        n = bad + len(self.done)
+        return "\n  ".join([f"{bad} of {n} images failed:", *self.failed.values()])
 
 # %% ../../nbs/inference/04_folders.ipynb #ed819d6a
 def _listed(files: list) -> list[Path]:
@@ -55,7 +59,7 @@ def _listed(files: list) -> list[Path]:
             f" {'an empty one' if not files else f'an object of type {type(wrong).__name__}'}."
             " Images in memory go to the predictor itself, `predictor(images)`."
         )
-    return _named_apart([Path(os.path.expandvars(f)).expanduser() for f in files])
+    return _named_apart([Path(expand_path(f, "predict.path")) for f in files])
 
 
 def _named_apart(files: list[Path]) -> list[Path]:
@@ -78,7 +82,7 @@ def _sources(path: Any, *where) -> list[tuple[Path, str]]:
             "`predict.path` is an image, a folder of images, or a list of files; got"
             f" {path!r:.80}. An image in memory goes to the predictor itself, `predictor(image)`."
         )
-    return find_sources(Path(os.path.expandvars(path)).expanduser(), *where)
+    return find_sources(Path(expand_path(path, "predict.path")), *where)
 
 # %% ../../nbs/inference/04_folders.ipynb #8b96864d
 def _check_writable(out: Path):
@@ -109,10 +113,10 @@ def _predict_into(
     "Predict a file into an OME-TIFF of this name."
     x, size = self._read(file, axes)
     how = {"probabilities": probabilities, "spread": uncertainty, "pixel_size": size}
-    pred, size = self._predict_times(x, f"'{file}'", **how), self._size_of_result(size)
+    pred, spread = self._predict_times(x, f"'{file}'", **how)
+    size = self._size_of_result(size)
     written = out / f"{name}.ome.tif"
     if uncertainty:
-        pred, spread = self._halves(pred)
         beside = out / f"{name}_uncertainty.ome.tif"
         write_image(beside, spread, axes="TCZYX", pixel_size=size)
     write_image(written, pred, axes="TCZYX", pixel_size=size)
@@ -135,7 +139,7 @@ def predict_folder(self: Predictor,
 ) -> FolderResult:
     "Predict every image of a folder into OME-TIFFs; a bad file is reported and skipped."
     files, result = _sources(path, source, target, costmap, nested), FolderResult()
-    out = Path(os.path.expandvars(out)).expanduser()
+    out = Path(expand_path(out, "predict.out"))
     _check_writable(out)
     if any((out / name).parent.resolve() == f.parent.resolve() for f, name in files):
         raise DataError(
@@ -212,7 +216,7 @@ def _measure_sets(self: Predictor, sets: Sequence[list], names: list[str], resul
             aside = {"spatial_dims": self.dims, "names": names}
             result.set_metrics = set_metrics(*sets, **aside)
     except Exception as e:  # the metrics of single images stand
-        result.failed["all images together"] = _said(e, "all images together")
+        result.failed[_ALL] = _said(e, _ALL)
 
 # %% ../../nbs/inference/04_folders.ipynb #4ad8d223
 @patch
@@ -238,11 +242,16 @@ def _swapped(sample: dict) -> dict:
     return {names.get(k, k): v for k, v in sample.items()}
 
 
+def _at(sample: dict) -> str:
+    "The time point of a sample, if it is one of a movie."
+    return f" t={sample['time']}" if "time" in sample else ""
+
+
 def _row_names(samples: Sequence[dict]) -> list[str]:
     "The file of each sample; with its sub-folders where two have the same name."
     files = [Path(s.get("IM", s.get("GT"))) for s in samples]
     names = [f.name for f in files]
-    if len(set(names)) == len(names): return names
+    if len(set(names)) == len(set(files)): return names
     return [os.path.relpath(f, os.path.commonpath([p.parent for p in files])) for f in files]
 
 # %% ../../nbs/inference/04_folders.ipynb #a41c6722
@@ -261,11 +270,10 @@ def _evaluate(
         try:
             found = self._measure_sample(s, *options)
             if found is None: continue
-            rows.append({"image": name} | found)
+            rows.append({"image": name + _at(s)} | found)
             result.done.append(Path(file))
         except Exception as e:  # whatever it is: the others are done
-            at = f" t={s['time']}" if "time" in s else ""
-            result.failed[f"{file}{at}"] = _said(e, file)
+            result.failed[f"{file}{_at(s)}"] = _said(e, file)
     self._measure_sets(sets, of_sets, result)
     return rows, result
 
@@ -285,6 +293,7 @@ def evaluate(self: Predictor,
     # Put classical filters beside a denoiser; None = where it learned from noisy images alone
     compare: Optional[bool] = None,
     nested: bool = False,  # Include the images of sub-folders
+    time_points: bool = False,  # Compare every time point of a movie by itself
 ) -> tuple[list[dict], FolderResult]:  # A dict an image, `image` and metrics; what failed
     "Metrics of every pair in a folder, in normalized units; a bad file is reported and skipped."
     if self.preprocessing is None:
@@ -304,6 +313,7 @@ def evaluate(self: Predictor,
             " segments; leave it out."
         )
     samples = find_samples(path, layout, source, target, costmap, pairing, nested)
+    if time_points: samples = by_time(samples, self.preprocessing)
     if self.direction == "B2A": samples = [_swapped(s) for s in samples]
     chosen = self._metrics(names, pairing)
     return self._evaluate(list(samples), chosen, pairing == "paired", compare, progress)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from operator import index as as_index
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import dask
 import dask.array as da
@@ -20,7 +20,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..checkpoints import find_checkpoint, load_checkpoint
-from ..core import ConfigError, DataError, Im2ImError, did_you_mean, moved
+from mmv_im2im.core import (
+    ConfigError, DataError, Im2ImError, did_you_mean, expand_path, moved,
+)
 from ..data_modules.images import check_finite, image_info, read_image
 from ..data_modules.labels import resample
 from ..data_modules.preprocessing import Preprocessing
@@ -110,7 +112,7 @@ class Predictor:
         # Direction of a framework that translates both ways: 'A2B', source to target, or 'B2A'
         direction: str = "A2B",
         # Whether the network's dropout is at work and makes predictions differ; None = as in
-        # training, `model.dropout_noise`
+        # the run's config, or in training, `model.dropout_noise`
         dropout: Optional[bool] = None,
         # Predictions that are averaged, where they differ; None = as the run's config or the
         # framework says
@@ -126,10 +128,10 @@ class Predictor:
         trust = [trust] if isinstance(trust, str) else trust
         _check_options(overlap, blend, batch_size, tta)
         self._load(checkpoint, net, direction, trust)
-        self.dropout, self.seed = self._checked_dropout(dropout), seed
+        self.seed = seed
         self.tile, self.overlap, self.blend = _tile_of(tile, self.dims), overlap, blend
         self.batch_size = int(batch_size)
-        self._follow_config(tta, samples, dtype, postprocess, trust)
+        self._follow_config(dropout, tta, samples, dtype, postprocess, trust)
         self.device = _device(device)
         self.module.to(self.device)
 
@@ -206,11 +208,13 @@ def _checked_samples(self: Predictor, samples: Any) -> Optional[int]:
 # %% ../../nbs/inference/03_predictor.ipynb #970e7c34
 @patch
 def _follow_config(
-    self: Predictor, tta: Any, samples: Any, dtype: Optional[str], postprocess: Any,
-    trust: Sequence[str],
+    self: Predictor, dropout: Any, tta: Any, samples: Any, dtype: Optional[str],
+    postprocess: Any, trust: Sequence[str],
 ):
     "Set how results are made; what is None is as in the run's config."
     configured = (self.module.config or {}).get("predict", {})
+    dropout = configured.get("dropout") if dropout is None else dropout
+    self.dropout = self._checked_dropout(dropout)
     self.tta = bool(configured.get("tta") if tta is None else tta)
     samples = configured.get("samples") if samples is None else samples
     self.samples = self._checked_samples(samples)
@@ -320,10 +324,16 @@ def _to_result(
 
 
 @patch
-def _spread_in_units(self: Predictor, raw: torch.Tensor, deviation: torch.Tensor, x: np.ndarray):
-    "Standard deviation of raw predictions in the target's units."
-    low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
-    return (high - low) / 2
+def _spread(
+    self: Predictor, raw: torch.Tensor, deviation: torch.Tensor, x: np.ndarray
+) -> np.ndarray:
+    "Standard deviation of raw predictions, in the target's units or as that of probabilities."
+    if self.module.task.labels:
+        p = self.module.to_image(raw, True).double().logit(eps=1e-9)
+        low, high = ((p + d).sigmoid()[0].cpu().numpy() for d in (-deviation, deviation))
+    else:
+        low, high = (self._in_units((raw + d)[0].cpu().numpy(), x) for d in (-deviation, deviation))
+    return ((high - low) / 2).astype(np.float32)
 
 # %% ../../nbs/inference/03_predictor.ipynb #3e2fa0ca
 @patch
@@ -335,8 +345,8 @@ def _predict_one(
     progress: bool,
     zoom: Optional[Sequence[float]] = None,
     spread: bool = False,
-) -> np.ndarray:
-    "One time point, `(C, Z, Y, X)` to `(K, Z, Y, X)`, in the target's units and its own voxels."
+) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    "One time point and its spread, `(K, Z, Y, X)`, in the target's units and its own voxels."
     check_finite(x, name)
     x = x[:, 0] if self.dims == 2 else x
     size = x.shape[1:]
@@ -344,13 +354,14 @@ def _predict_one(
     seen = self.preprocessing.normalize("IM", x) if self.preprocessing else x
     raw = self._raw(seen, progress, spread)
     _check_output(raw, name)
+    deviation = None
     if spread:
         raw, deviation = raw.chunk(2, dim=1)
-        deviation = self._spread_in_units(raw, deviation, x)
+        deviation = self._spread(raw, deviation, x)
     pred = self._to_result(raw, x, probabilities, size if zoom else None)
-    if spread:
-        pred = np.concatenate([pred, resample(deviation, shape=size) if zoom else deviation])
-    return pred[:, None] if self.dims == 2 else pred
+    if spread and zoom: deviation = resample(deviation, shape=size)
+    if self.dims == 3: return pred, deviation
+    return pred[:, None], deviation[:, None] if spread else None
 
 # %% ../../nbs/inference/03_predictor.ipynb #cd966d07
 @patch
@@ -377,14 +388,22 @@ def _check_fits(self: Predictor, shape: Sequence[int], name: str):
 
 # %% ../../nbs/inference/03_predictor.ipynb #21ba7eaf
 @patch
-def _result_channels(
-    self: Predictor, probabilities: bool, spread: bool
-) -> tuple[int, np.dtype]:
-    "Channels and type of a result, found on a tiny image."
+def _predict_later(
+    self: Predictor, x: da.Array, one: Callable, probabilities: bool, spread: bool
+) -> tuple[da.Array, Optional[da.Array]]:
+    "The prediction of a lazy array and its spread; a tiny image tells their channels and dtypes."
     size = (32, 32, 32) if self.dims == 3 else (1, 32, 32)
     tiny = np.zeros((self.in_channels, *size), np.float32)
-    out = self._predict_one(tiny, "", probabilities, False, spread=spread)
-    return out.shape[0], self.module.task.result_dtype(out.dtype)
+    pred, deviation = self._predict_one(tiny, "", probabilities, False, spread=spread)
+    results = [dask.delayed(one)(t) for t in x]
+
+    def part(k, channels, dtype):
+        taken = dask.delayed(lambda pair: pair[k].astype(dtype))
+        shape = channels, *x.shape[2:]
+        return da.stack([da.from_delayed(taken(r), shape, dtype) for r in results])
+
+    preds = part(0, len(pred), self.module.task.result_dtype(pred.dtype))
+    return preds, part(1, len(deviation), deviation.dtype) if spread else None
 
 # %% ../../nbs/inference/03_predictor.ipynb #32df6d57
 @patch
@@ -396,8 +415,8 @@ def _predict_times(
     progress: bool = False,
     spread: bool = False,
     pixel_size: Optional[Sequence[Optional[float]]] = None,
-) -> Any:
-    "Predict T, C, Z, Y, X, the channels followed by their spread; lazily if `x` is lazy."
+) -> tuple[Any, Any]:
+    "Predict T, C, Z, Y, X, and their spread, if it is asked for; lazily if `x` is lazy."
     self._check_fits(x.shape, name)
     if spread and ((self.samples or self.module.samples) < 2 or not self.samples_differ):
         raise ConfigError(
@@ -407,10 +426,9 @@ def _predict_times(
         )
     zoom = self.preprocessing.zoom(_voxels(pixel_size), name) if self.preprocessing else None
     one = lambda t: self._predict_one(np.asarray(t), name, probabilities, progress, zoom, spread)
-    if not isinstance(x, da.Array): return np.stack([one(t) for t in x])
-    channels, dtype = self._result_channels(probabilities, spread)
-    later, shape = dask.delayed(lambda t: one(t).astype(dtype)), (channels, *x.shape[2:])
-    return da.stack([da.from_delayed(later(t), shape, dtype) for t in x])
+    if isinstance(x, da.Array): return self._predict_later(x, one, probabilities, spread)
+    preds, spreads = zip(*map(one, x))
+    return np.stack(preds), np.stack(spreads) if spread else None
 
 # %% ../../nbs/inference/03_predictor.ipynb #d59c200d
 @patch
@@ -431,11 +449,10 @@ def _size_of_result(
     self: Predictor, size: Sequence[Optional[float]]
 ) -> tuple[Optional[float], ...]:
     "Pixel size to write: of planes of which training took every n-th, n times the distance."
-    steps = {b - a for a, b in zip(planes, planes[1:])} if (
-        planes := self.preprocessing.planes if self.preprocessing else None
-    ) else {1}
-    known = size[0] and (steps or {1})
-    return (size[0] * abs(min(known)) if known and len(known) == 1 else None, *size[1:])
+    planes = self.preprocessing.planes if self.preprocessing else None
+    if size[0] is None or not planes or len(planes) < 2: return tuple(size)
+    steps = {b - a for a, b in zip(planes, planes[1:])}
+    return (size[0] * abs(min(steps)) if len(steps) == 1 else None, *size[1:])
 
 # %% ../../nbs/inference/03_predictor.ipynb #b208010a
 @patch
@@ -443,17 +460,10 @@ def _predict_file(
     self: Predictor, path: str | Path, axes: Optional[str], size: Optional[Sequence[float]], **how
 ) -> Any:
     "Predict a file: `([T,] [C,] [Z,] Y, X)`, T and C only where there are several."
-    x, own = self._read(Path(os.path.expandvars(path)).expanduser(), axes)
-    out = self._predict_times(x, f"'{path}'", pixel_size=size or own, **how)
+    x, own = self._read(Path(expand_path(path, "predict.path")), axes)
+    pred, spread = self._predict_times(x, f"'{path}'", pixel_size=size or own, **how)
     wanted = lambda y: _like(y, ("T" if x.shape[0] > 1 else "") + "C" + "ZYX"[-self.dims:])
-    return tuple(map(wanted, self._halves(out))) if how["spread"] else wanted(out)
-
-# %% ../../nbs/inference/03_predictor.ipynb #89c3588d
-@patch
-def _halves(self: Predictor, out: Any) -> tuple[Any, Any]:
-    "Predictions and their spread, T, C, Z, Y, X, out of the channels of both."
-    n = out.shape[1] // 2
-    return out[:, :n].astype(self.dtype or out.dtype), out[:, n:]
+    return (wanted(pred), wanted(spread)) if how["spread"] else wanted(pred)
 
 # %% ../../nbs/inference/03_predictor.ipynb #e39b5b18
 @patch
@@ -467,7 +477,8 @@ def __call__(self: Predictor,
     progress: bool = False,  # Show a bar over tiles
     # Voxel size `(Z, Y, X)` in micrometers of an array, for a model of isotropic voxels
     pixel_size: Optional[Sequence[float]] = None,
-    # Also give the standard deviation of the predictions that the model averages, as Self2Self does
+    # Also give the standard deviation of the predictions that the model averages, as Self2Self
+    # does; for labels that of the probability of each class
     uncertainty: bool = False,
     # Kind of the input (a list of results for a list, NumPy for other kinds); its axes in the
     # order TCZYX, a lone channel only among all five
@@ -487,9 +498,9 @@ def __call__(self: Predictor,
             "the model resamples its images to isotropic voxels, so an array needs"
             " `pixel_size=(Z, Y, X)` in micrometers, or give the path of a file."
         )
-    out = self._predict_times(x, "the image", pixel_size=pixel_size, **how)
+    pred, spread = self._predict_times(x, "the image", pixel_size=pixel_size, **how)
     wanted = lambda y: back(y if len(axes) == 5 else _like(y, axes + "C"))
-    return tuple(map(wanted, self._halves(out))) if uncertainty else wanted(out)
+    return (wanted(pred), wanted(spread)) if uncertainty else wanted(pred)
 
 # %% ../../nbs/inference/03_predictor.ipynb #d97fd2f9
 @patch

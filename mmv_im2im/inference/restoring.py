@@ -14,7 +14,7 @@ from typing import Any, Sequence
 from torch import nn
 
 from ..config.presets import preset_names
-from ..core import ConfigError, find_class
+from ..core import ConfigError, expand_path, find_class
 from ..data_modules.preprocessing import Preprocessing
 from ..models.base import Im2ImModule
 from ..models.tasks import as_task
@@ -24,7 +24,7 @@ def _checkpoint_of(given: Any) -> Path:
     "The path of a checkpoint, or of a run's folder; `ConfigError` for what is neither."
     where = getattr(given, "folder", given)  # of a run
     if isinstance(where, (str, os.PathLike)) and str(where):
-        path = Path(os.path.expandvars(where)).expanduser()
+        path = Path(expand_path(where, "predict.checkpoint"))
         if str(where) not in preset_names() or path.exists(): return path
         raise ConfigError(
             f"'{where}' is a preset, which has no weights; train it, and give the run:"

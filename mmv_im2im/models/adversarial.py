@@ -301,15 +301,31 @@ class AdversarialModule(ManualModule):
             optimizer=optimizer, scheduler=scheduler, scheduler_interval=scheduler_interval,
             seed=seed,
         )
-        check_game({"adversarial": adversarial, "discriminator_steps": discriminator_steps})
+        check_game({
+            "adversarial": adversarial, "discriminator_steps": discriminator_steps,
+            "adversarial_weight": adversarial_weight,
+        })
         self.adversarial = AdversarialLoss(adversarial)
         self.discriminator_steps = discriminator_steps
         self.discriminator_optimizer = discriminator_optimizer
         self.adversarial_weight, self.dropout_noise = adversarial_weight, dropout_noise
         self.metrics = self.task.checked_metrics(metrics)
         self.input_size = None if input_size is None else tuple(input_size)
-        self._alarms: dict[str, int] = {}  # Epochs in a row of what is worth a warning
-        self._said: set[str] = set()  # Warnings of this run
+        AdversarialModule._forget(self)
+
+# %% ../../nbs/models/11_adversarial.ipynb #f0rget02
+@patch
+def _forget(self: AdversarialModule):
+    "Begin without what trial steps have left."
+    self._alarms: dict[str, int] = {}  # Epochs in a row of what is worth a warning
+    self._said: set[str] = set()  # Warnings of this run
+
+
+@patch
+def setup(self: AdversarialModule, stage):
+    "Take the training patch over from the data module; a fit begins anew."
+    super(AdversarialModule, self).setup(stage)
+    if stage == "fit": self._forget()
 
 # %% ../../nbs/models/11_adversarial.ipynb #39583798
 @patch

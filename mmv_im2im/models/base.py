@@ -199,6 +199,7 @@ class Im2ImModule(pl.LightningModule):
     # Averaging ends when the standard error of the mean is below this part of the image's spread
     tolerance: float = 0.0
     dropout_noise: bool = False  # Whether dropout stays on in prediction, so that samples differ
+    trust: Sequence[str] = ()  # Packages whose other callables optimizer and scheduler may be
     usual_optimizer: ClassVar[dict] = {"_target_": "AdamW", "lr": 1e-3}  # Where none is described
 
     def __init__(self,

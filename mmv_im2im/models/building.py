@@ -76,7 +76,7 @@ def make_optimizer(self: Im2ImModule,
             " set `requires_grad` of some."
         )
     made = (
-        build(spec, "optimizer", f"model.{key}", params=params) if isinstance(spec, dict)
+        build(spec, "optimizer", f"model.{key}", self.trust, params=params) if isinstance(spec, dict)
         else spec(params)
     )
     if not isinstance(made, torch.optim.Optimizer):
@@ -100,6 +100,19 @@ def planned_steps(self: Im2ImModule) -> int:
         )
     return int(steps)
 
+
+@patch
+def _planned_moves(self: Im2ImModule) -> int:
+    "How often the learning rate moves in the whole run: every epoch, or every step."
+    if self.scheduler_interval == "step" or self._trainer is None: return self.planned_steps()
+    if self.trainer.max_steps < 0 and (self.trainer.max_epochs or 0) > 0:
+        return self.trainer.max_epochs
+    steps = self.planned_steps()
+    self.trainer.fit_loop.setup_data()  # else the number of batches may not be known yet
+    batches = self.trainer.num_training_batches
+    together = getattr(self, "accumulate_grad_batches", self.trainer.accumulate_grad_batches)
+    return max(1, math.ceil(steps / math.ceil(batches / together)))
+
 # %% ../../nbs/models/04_building.ipynb #fc354cfe
 @patch(as_prop=True)
 def watched(self: Im2ImModule) -> str:
@@ -112,18 +125,16 @@ def _build_scheduler(
     self: Im2ImModule, spec: dict, optimizer: torch.optim.Optimizer, mode: str
 ) -> Any:
     "The scheduler that `spec` describes."
-    cls = find_class(spec["_target_"], "scheduler", "model.scheduler._target_")
+    cls = find_class(spec["_target_"], "scheduler", "model.scheduler._target_", self.trust)
     given = {"optimizer": optimizer}
     if "total_steps" in inspect.signature(cls).parameters and "total_steps" not in spec:
-        by_epoch = self.scheduler_interval == "epoch" and self._trainer is not None
-        given["total_steps"] = self.trainer.max_epochs if by_epoch else 0
-        if given["total_steps"] < 1: given["total_steps"] = self.planned_steps()
-    if issubclass(cls, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        given["total_steps"] = self._planned_moves()
+    if isinstance(cls, type) and issubclass(cls, torch.optim.lr_scheduler.ReduceLROnPlateau):
         spec = {"mode": mode} | spec
     if self.lr and "max_lr" in inspect.signature(cls).parameters:
         given["max_lr"] = self.lr
         spec = {k: v for k, v in spec.items() if k != "max_lr"}
-    return build(spec, "scheduler", "model.scheduler", **given)
+    return build(spec, "scheduler", "model.scheduler", self.trust, **given)
 
 # %% ../../nbs/models/04_building.ipynb #cd03bb41
 def _check_plateau(made: Any, mode: str, monitor: str, interval: str):
@@ -252,7 +263,9 @@ def from_config(cls: Im2ImModule,
         elif name != "_target_":
             kwargs[name] = value
     check_arguments(cls, kwargs, "model")
-    return cls(**kwargs | {"seed": seed}), spec
+    made = cls(**kwargs | {"seed": seed})
+    made.trust = tuple(trust)
+    return made, spec
 
 # %% ../../nbs/models/04_building.ipynb #8112fb51
 @patch

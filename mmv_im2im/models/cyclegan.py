@@ -58,12 +58,19 @@ class CycleGAN(AdversarialModule):
         self.task, self.soft = _checked_task(task), soft
         self.cycle_weight, self.identity_weight = cycle_weight, identity_weight
         self.replay_size = replay
-        check_game({"replay": replay, "soft": soft})
+        weights = {"cycle_weight": cycle_weight, "identity_weight": identity_weight}
+        check_game(weights | {"replay": replay, "soft": soft})
         if self.dropout_noise: check_dropout(net)
         self.metrics = self.task.checked_metrics(metrics or _usual(self.task))
-        self._replay = {"there": ReplayBuffer(replay), "back": ReplayBuffer(replay)}
+        self._forget()
 
 # %% ../../nbs/models/13_cyclegan.ipynb #bf9cadb4
+@patch
+def _forget(self: CycleGAN):
+    super(CycleGAN, self)._forget()
+    self._replay = {way: ReplayBuffer(self.replay_size) for way in ("there", "back")}
+
+
 def _checked_task(given: Any) -> Task:
     "The task of domain B; `ConfigError` for one that it cannot be."
     task = as_task(given)

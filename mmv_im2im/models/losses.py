@@ -105,7 +105,20 @@ def apply_loss(
     elif not torch.is_floating_point(target): target = target.to(pred.dtype)
     if weight is None: return _one_number(loss, loss(pred, target))
     values = _pixel_losses(loss, pred, target)
-    return weighted_mean(values, _weights(_full(values), weight))
+    weight = _weights(_full(values), weight)
+    mean = weighted_mean(values, weight)
+    if not isinstance(loss, nn.CrossEntropyLoss): return mean
+    counted = weighted_mean(_class_weights(loss, target, values), weight)
+    return mean / counted.clamp(min=torch.finfo(counted.dtype).tiny)
+
+
+def _class_weights(
+    loss: nn.CrossEntropyLoss, target: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    "What torch's cross entropy counts each pixel as: its class's weight, nothing where ignored."
+    counts = (target != loss.ignore_index).to(values.dtype)
+    if loss.weight is not None: counts = counts * loss.weight[target.clamp(min=0)]
+    return counts[:, None]
 
 # %% ../../nbs/models/06_losses.ipynb #844f3185
 def _check_hidden(loss: Callable, pred, target, w, hidden: tuple):

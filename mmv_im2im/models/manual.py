@@ -151,10 +151,13 @@ def on_train_epoch_end(self: ManualModule):
     "Log the epoch, and move the schedules that go by epochs."
     super(ManualModule, self).on_train_epoch_end()
     if self.scheduler_interval != "epoch": return
+    # metrics of an earlier epoch stay until there are others; a plateau takes each once
+    every = self.trainer.check_val_every_n_epoch or 1
+    validated = (self.current_epoch + 1) % every == 0
     for s in self._schedulers():
         if schedule_is_over(s): continue
         if not isinstance(s, ReduceLROnPlateau): s.step()
-        elif self.watched in self.trainer.callback_metrics:
+        elif validated and self.watched in self.trainer.callback_metrics:
             s.step(self.trainer.callback_metrics[self.watched])
 
 # %% ../../nbs/models/10_manual.ipynb #307c4cb5

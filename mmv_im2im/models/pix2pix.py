@@ -44,6 +44,8 @@ class Pix2Pix(AdversarialModule):
         self.net, self.discriminator, self.loss = net, discriminator, loss or nn.L1Loss()
         self.loss_weight, self.feature_weight = loss_weight, feature_weight
         self.warmup_epochs = warmup_epochs
+        weights = {"loss_weight": loss_weight, "feature_weight": feature_weight}
+        check_game(weights | {"warmup_epochs": warmup_epochs})
         if self.dropout_noise: check_dropout(net)
 
 # %% ../../nbs/models/12_pix2pix.ipynb #28ced61f

@@ -94,11 +94,13 @@ def as_task(
 ) -> Task:
     "The task that a config names; `ConfigError` for an unknown or a contradictory one."
     if isinstance(given, dict): given = build(given, "task", "model.task")
-    if isinstance(given, Task): return given
+    own = {"num_classes": num_classes, "multilabel": multilabel}
+    if isinstance(given, Task):
+        _check_agrees(given, own)
+        return given
     if not isinstance(given, str) or given not in _BY_NAME:
         names = " or ".join(map(repr, _BY_NAME))
         raise ConfigError(f"`model.task` must be {names}, or describe a task; got {given!r}.")
-    own = {"num_classes": num_classes, "multilabel": multilabel}
     cls = _BY_NAME[given]
     if cls.labels: return cls(**own)
     if own["multilabel"]:
@@ -106,5 +108,18 @@ def as_task(
             "`model.multilabel` is for segmentation, where each channel of the target is a class of"
             f" its own; got task {given!r}. Set `task: segmentation`, or leave it out."
         )
-    Segmentation(num_classes)  # refuses a number that no task allows
+    if Segmentation(num_classes).num_classes != 1:  # made, since it says which numbers are wrong
+        raise ConfigError(
+            f"`model.num_classes` is for segmentation, but is {num_classes} with task {given!r};"
+            " set `task: segmentation`, or leave it out."
+        )
     return cls()
+
+
+def _check_agrees(task: Task, own: dict):
+    "`ConfigError` where options beside a task say something else than it does."
+    for k, v in own.items():
+        if v == {"num_classes": 1, "multilabel": False}[k] or getattr(task, k, None) == v: continue
+        raise ConfigError(
+            f"`model.{k}` is {v!r}, but `model.task` is {task!r}; say it in the task alone."
+        )

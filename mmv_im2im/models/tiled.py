@@ -15,7 +15,6 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
@@ -32,7 +31,7 @@ def _once(
     self: Im2ImModule, what: str, network: nn.Module, in_channels: int, dims: int, probe: Callable
 ):
     "What a probe finds about a network; it runs once, in one thread, while others wait."
-    key = what, id(network), in_channels, dims
+    key = what, network, in_channels, dims
     with _PROBING:
         if key not in self._probed: self._probed[key] = probe(network, in_channels, dims)
     return self._probed[key]
@@ -50,7 +49,7 @@ def stride(self: Im2ImModule,
     "What image sizes must divide by: the network's `size_multiple`, or measured once."
     network = self.network if network is None else network
     known = self.input_size or getattr(network, "size_multiple", None)
-    if known is not None: return tuple(known)
+    if known is not None: return known if isinstance(known, int) else tuple(known)
     return self._once("stride", network, in_channels, dims, probe_stride)
 
 # %% ../../nbs/models/03_tiled.ipynb #c30cbdee
@@ -152,7 +151,8 @@ def _over_flips(
     def run(x):
         "Raw output; source and noise are separate arguments of `translate`."
         if n: return self.translate(x[:, :-n], x[:, -n:])
-        return self.translate(x) if style is None else self.translate(x, style)
+        if style is None: return self.translate(x)
+        return self.translate(x, style.expand(len(x), *style.shape[1:]))
 
     if not tta: return run(x)
     turned = [self.task.turned_back(run(x.flip(axes)), axes) for axes in _MIRRORS]
@@ -272,11 +272,14 @@ def _average(
     return torch.cat(means), torch.cat(deviations)
 
 # %% ../../nbs/models/03_tiled.ipynb #9fbff06d
+_DROPPING = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d  # Those that `Drawing` draws for
+
+
 def check_dropout(
     net: nn.Module,  # A generator
 ):
     "`ConfigError` where a generator has no dropout."
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in net.modules()): return
+    if any(isinstance(m, _DROPPING) and m.p > 0 for m in net.modules()): return
     raise ConfigError(
         "`model.dropout_noise` needs a generator with dropout, which this one has not; set the"
         " network's own, such as `model.net.dropout: 0.5` of UNet, or leave `dropout_noise` out."

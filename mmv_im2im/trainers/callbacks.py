@@ -38,6 +38,7 @@ class Pictures(pl.Callback):
     ):
         self.folder, self.n, self.size = Path(folder), n, size
         self.spent, self.begun = 0.0, time.monotonic()  # seconds spent on drawing; start of the run
+        self.names: dict[str, int] = {}  # Number of the batch that has a name
 
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0

@@ -208,7 +208,7 @@ def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
 # %% ../../nbs/trainers/04_trainer.ipynb #b7f4bf3c
 def _watch_best(trainer: Im2ImTrainer, model: Im2ImModule):
     "Checkpoints and early stopping, by the metric that matters to the model."
-    monitor = trainer.run_monitor or model.monitor
+    monitor = trainer.watched = trainer.run_monitor or model.monitor
     mode = model.monitor_mode if monitor == model.monitor else metric_mode(monitor)
     # without those of an earlier `fit`; Lightning's own checkpoint has no folder
     kept = [
@@ -239,8 +239,8 @@ def _explain_monitor(trainer: Im2ImTrainer, e: Exception):
     if isinstance(e, MisconfigurationException) and "monitor" in str(e):
         names = [k for k in trainer.callback_metrics if k.startswith("val/")]
         raise ConfigError(
-            f"`trainer.monitor` is '{trainer.run_monitor}', which is not logged;"
-            f" {did_you_mean(str(trainer.run_monitor), names)}"
+            f"`trainer.monitor` is '{trainer.watched}', which is not logged;"
+            f" {did_you_mean(trainer.watched, names)}"
         ) from None
 
 # %% ../../nbs/trainers/04_trainer.ipynb #78256044

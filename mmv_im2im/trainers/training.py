@@ -48,7 +48,7 @@ from ..models.base import Im2ImModule
 from .callbacks import requeue
 from .report import environment, write_report
 from mmv_im2im.trainers.runs import (
-    Run, _check_same, _finished, _kept_split, _read_json, _unfinished, open_run,
+    Run, _check_same, _kept_split, _read_json, _unfinished, open_run,
 )
 from .trainer import Im2ImTrainer, _REFUSED, _check_watcher, _plan, _refusal
 from .tuning import find_batch_size, find_lr, highest_memory, quiet_lightning
@@ -179,9 +179,7 @@ def _look_at_noise(
 # %% ../../nbs/trainers/05_training.ipynb #f084cfe5
 def _chosen_before(out: str) -> Optional[dict]:
     "`model.masking` of the unfinished run that `out` names; None where there is none."
-    folder, n = Path(out), 1
-    while _finished(folder): folder, n = Path(f"{out.rstrip('/')}-{n + 1}"), n + 1
-    path = folder / RUN_CONFIG
+    path = _unfinished(out) / RUN_CONFIG
     if not path.is_file(): return None
     return (read_yaml(path.read_text(), str(path)).get("model") or {}).get("masking")
 
