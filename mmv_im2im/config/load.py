@@ -46,8 +46,8 @@ def _check_names(raw: Any, cls: type, prefix: str = ""):
             _check_value(f"{prefix}{key}", value, hints[key], known[key].metadata)
 
 # %% ../../nbs/config/05_load.ipynb #f42c32da
-def _named_anew(raw: Any) -> Any:
-    "Drop keys by former names if they hold the default: a run saves all of its keys."
+def _named_anew(raw: Any, ours: bool = False) -> Any:
+    "Drop keys by former names if they hold the default; rename them in a run's own file (`ours`)."
     raw, sections = dict(raw) if isinstance(raw, dict) else raw, get_type_hints(Config)
     for old, new in _RENAMED_KEYS.items():
         section, key = old.split(".")

@@ -50,12 +50,21 @@ class Pictures(pl.Callback):
         if busy and not first_or_last: return
         start = time.monotonic()
         epoch, name = trainer.current_epoch, str(batch_idx)
-        if "name" in batch: name = Path(batch["name"][0]).stem
+        if "name" in batch: name = self._named(batch["name"][0], batch_idx)
         fig = self._draw(pl_module, batch, outputs["pred"], f"{name}, epoch {epoch}")
         save_figure(fig, self.folder / f"epoch_{epoch:04d}_{name}.png")
         self.spent += time.monotonic() - start
 
 # %% ../../nbs/trainers/00_callbacks.ipynb #06c4b88f
+@patch
+def _named(self: Pictures, name: str, batch_idx: int) -> str:
+    "The name of a file and its time point, with a number if another file is called so."
+    file, _, time = name.partition(" t=")
+    name = Path(file).stem + f"_t{time}" * bool(time)
+    if self.names.setdefault(name, batch_idx) != batch_idx: name += f"_{batch_idx}"
+    return name
+
+
 @patch
 def _draw(self: Pictures, pl_module, batch: dict, pred: torch.Tensor, title: str):
     "Source, prediction and target of the first image of a batch."
