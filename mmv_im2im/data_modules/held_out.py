@@ -98,6 +98,17 @@ def _split_by_pixels(
     return part("train"), part("val")
 
 # %% ../../nbs/data_modules/21_held_out.ipynb #d39501bd
+def _roots(path: Any) -> dict[str, Path]:
+    "Folders of the images by how the record of a split calls them; a lone one has no name."
+    if not isinstance(path, dict):
+        root = Path(path)
+        return {"": root if root.is_dir() else root.parent}
+    roots = {k: p if p.is_dir() else p.parent for k, p in ((k, Path(v)) for k, v in path.items())}
+    # folders of one name are told apart by their part, 'train' and 'val'
+    alike = len({p.name for p in roots.values()}) < len(roots)
+    return roots if alike else {p.name: p for p in roots.values()}
+
+
 @patch
 def _file_name(self: Im2ImDataModule, item: dict) -> str:
     "What a sample is called in the record of a split: its first file below `path`, and its time."
@@ -110,17 +121,6 @@ def _file_name(self: Im2ImDataModule, item: dict) -> str:
     return f"{name}@{item['time']}" if "time" in item else name
 
 # %% ../../nbs/data_modules/21_held_out.ipynb #d533f0e7
-def _roots(path: Any) -> dict[str, Path]:
-    "Folders of the images by how the record of a split calls them; a lone one has no name."
-    if not isinstance(path, dict):
-        root = Path(path)
-        return {"": root if root.is_dir() else root.parent}
-    roots = {k: p if p.is_dir() else p.parent for k, p in ((k, Path(v)) for k, v in path.items())}
-    # folders of one name are told apart by their part, 'train' and 'val'
-    alike = len({p.name for p in roots.values()}) < len(roots)
-    return roots if alike else {p.name: p for p in roots.values()}
-
-
 @patch
 def _place(self: Im2ImDataModule, item: dict) -> int:
     "The place of a sample among all when the run began, which its region and pixels depend on."
