@@ -16,7 +16,7 @@ import re
 import tempfile
 import warnings
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Sequence
@@ -41,10 +41,12 @@ def nearest(
     choices: Iterable[str],  # What exists
 ) -> Optional[str]:  # The closest choice, or None where nothing is close
     "Closest spelling of `name` among `choices`, upper and lower case alike."
-    names = sorted(map(str, choices))
-    found = get_close_matches(str(name).lower(), [n.lower() for n in names], n=1, cutoff=0.6)
+    names, word = sorted(map(str, choices)), str(name).lower()
+    found = get_close_matches(word, {n.lower() for n in names}, n=12, cutoff=0.6)
     if not found: return None
-    same = [n for n in names if n.lower() == found[0]]
+    score = lambda n: SequenceMatcher(None, n, word).ratio()
+    best = min(found, key=lambda n: (-score(n), n))  # of several that are as close, the first
+    same = [n for n in names if n.lower() == best]
     return get_close_matches(str(name), same, n=1, cutoff=0)[0]
 
 # %% ../nbs/00_core.ipynb #2f2e82ec

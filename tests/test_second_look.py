@@ -395,3 +395,12 @@ def test_which_values_of_a_metric_are_better_is_known(name):
     from mmv_im2im.metrics import is_known, metric_mode
 
     assert is_known(f"val/{name}") and metric_mode(f"val/{name}") == ("max" if name == "structure" else "min")
+
+
+@pytest.mark.parametrize("given, meant", [("semantic_seg", "semantic_seg_2d"), ("labelfre", "labelfree_2d"), ("Denoise_3D", "denoise_3d"),
+                                          ("n2v", "n2v_2d"), ("nothing like it", None)])
+def test_of_names_that_are_as_close_the_first_is_meant(given, meant):
+    from mmv_im2im.config import preset_names
+    from mmv_im2im.core import nearest
+
+    assert nearest(given, preset_names()) == meant
