@@ -63,7 +63,7 @@ def _check(file: _File, n_scenes: int = 1, n_levels: int = 1):
             raise DataError(f"`{name}` must be 0 to {n - 1} for {file.path}, which has {n}; "
                             f"got {given}.")
 
-
+# %% ../../nbs/data_modules/01_axes.ipynb #58416ebf
 def _require(package: str, install: str, path: Path):
     "A package that only one format needs."
     try:
@@ -72,51 +72,9 @@ def _require(package: str, install: str, path: Path):
         raise DataError(f"{path} is read with the package {package}, which cannot be imported "
                         f"({e}); install it with: pip install {install}") from e
 
-# %% ../../nbs/data_modules/01_axes.ipynb #1d1e1857
-_told: set[tuple] = set()
-
-
-def _tell(path: Path, about: str, text: str):
-    "Say once for each folder what is remarkable about its files, `about` naming the kind."
-    key = str(Path(path).parent), about
-    if key in _told: return
-    _told.add(key)
-    tell(f"{path} {text} (Said once for the files of a folder.)")
-
-
-def _tell_scenes(file: _File, names: Sequence[str] = ()):
-    "Say that there is more than one image, where the first is taken."
-    if file.n_scenes < 2 or file.scene: return
-    kinds = f" ({_some_of(names)})" if names else ""
-    _tell(file.path, "scenes", f"holds {file.n_scenes} images, called scenes{kinds}; scene 0 is "
-          "read. Take another with `scene` (in a config `data.scene`).")
-
-
-def _some_of(names: Sequence) -> str:
-    "The first four of them."
-    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
-
-# %% ../../nbs/data_modules/01_axes.ipynb #1d192386
-def _pick(array, index: Sequence[Sequence[int]]):
-    "`array[np.ix_(*index)]`, cut where positions follow each other, picked one by one elsewhere."
-    array = array[tuple(slice(None) if (s := _slice(keep)) is None else s for keep in index)]
-    for axis, keep in enumerate(index):
-        if _slice(keep) is None: array = array[(slice(None),) * axis + (list(keep),)]
-    return array
-
-
-def _slice(keep: Sequence[int]) -> Optional[slice]:
-    "Positions as a slice, None where they do not run upwards evenly."
-    if isinstance(keep, range):
-        return slice(keep.start, keep.stop, keep.step) if keep.step > 0 else None
-    a, n = keep[0], len(keep)
-    return slice(a, a + n) if list(keep) == list(range(a, a + n)) else None
-
-
-def _hull(keep: Sequence[int]) -> tuple[int, int]:
-    "The smallest `(start, stop)` around the positions."
-    ends = (keep[0], keep[-1]) if isinstance(keep, range) else (min(keep), max(keep))
-    return min(ends), max(ends) + 1
+# %% ../../nbs/data_modules/01_axes.ipynb #8d8b46fg
+def _incomplete(path: Path, why: str) -> str:
+    return f"{path} is damaged or cut off ({why}); copy or save the file again."
 
 # %% ../../nbs/data_modules/01_axes.ipynb #f1445866
 @contextmanager
@@ -136,9 +94,51 @@ def _records(*names: str) -> Iterator[list[str]]:
     finally:
         for log in loggers: log.removeFilter(keep)
 
-# %% ../../nbs/data_modules/01_axes.ipynb #8d8b46fg
-def _incomplete(path: Path, why: str) -> str:
-    return f"{path} is damaged or cut off ({why}); copy or save the file again."
+# %% ../../nbs/data_modules/01_axes.ipynb #1d1e1857
+_told: set[tuple] = set()
+
+
+def _tell(path: Path, about: str, text: str):
+    "Say once for each folder what is remarkable about its files, `about` naming the kind."
+    key = str(Path(path).parent), about
+    if key in _told: return
+    _told.add(key)
+    tell(f"{path} {text} (Said once for the files of a folder.)")
+
+# %% ../../nbs/data_modules/01_axes.ipynb #e65be47e
+def _some_of(names: Sequence) -> str:
+    "The first four of them."
+    return ", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "")
+
+
+def _tell_scenes(file: _File, names: Sequence[str] = ()):
+    "Say that there is more than one image, where the first is taken."
+    if file.n_scenes < 2 or file.scene: return
+    kinds = f" ({_some_of(names)})" if names else ""
+    _tell(file.path, "scenes", f"holds {file.n_scenes} images, called scenes{kinds}; scene 0 is "
+          "read. Take another with `scene` (in a config `data.scene`).")
+
+# %% ../../nbs/data_modules/01_axes.ipynb #1d192386
+def _slice(keep: Sequence[int]) -> Optional[slice]:
+    "Positions as a slice, None where they do not run upwards evenly."
+    if isinstance(keep, range):
+        return slice(keep.start, keep.stop, keep.step) if keep.step > 0 else None
+    a, n = keep[0], len(keep)
+    return slice(a, a + n) if list(keep) == list(range(a, a + n)) else None
+
+
+def _pick(array, index: Sequence[Sequence[int]]):
+    "`array[np.ix_(*index)]`, cut where positions follow each other, picked one by one elsewhere."
+    array = array[tuple(slice(None) if (s := _slice(keep)) is None else s for keep in index)]
+    for axis, keep in enumerate(index):
+        if _slice(keep) is None: array = array[(slice(None),) * axis + (list(keep),)]
+    return array
+
+# %% ../../nbs/data_modules/01_axes.ipynb #d7b0d07b
+def _hull(keep: Sequence[int]) -> tuple[int, int]:
+    "The smallest `(start, stop)` around the positions."
+    ends = (keep[0], keep[-1]) if isinstance(keep, range) else (min(keep), max(keep))
+    return min(ends), max(ends) + 1
 
 # %% ../../nbs/data_modules/01_axes.ipynb #9e24e90g
 def _given(dtype) -> np.dtype:
@@ -177,7 +177,7 @@ def channels_last(
     raise DataError(f"{name} has the shape {tuple(shape)}, and nothing says whether its last axis "
                     "is X or channels; name its axes with `axes`, such as 'ZYX' or 'YXC'.")
 
-
+# %% ../../nbs/data_modules/01_axes.ipynb #babbd8ae
 def axes_of_shape(
     shape: Sequence[int],  # Shape of an array whose axes have no names
     name: str | Path = "the array",  # Where it comes from, for the error's text
@@ -197,22 +197,6 @@ def _axes_by_ndim(path: Path, shape: tuple[int, ...], dtype) -> str:
                         f"{tuple(shape)} and dtype {dtype}.")
     return _BY_NDIM.get(len(shape), "Q" * len(shape))
 
-# %% ../../nbs/data_modules/01_axes.ipynb #9e64d36f
-def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
-    "Letters out of `TCZYXS` and the sizes they go with, in the file's order."
-    source.meant(axes)
-    if axes is None: return _guess_axes(source)
-    axes = axes.upper()
-    if set(axes) - set("TCZYXS") or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
-        raise DataError("`axes` must have Y and X and, as needed, T, C, Z and S (color samples), "
-                        f"each once; got '{axes}'.")
-    if len(axes) == len(source.shape): return axes, tuple(source.shape)
-    if "".join(a for a in axes if a in source.axes) == source.axes:  # the others have length 1
-        return source.axes, tuple(source.shape)
-    raise DataError(f"`axes` '{axes}' names {len(axes)} axes, but {source.path} has "
-                    f"{len(source.shape)}, of shape {tuple(source.shape)}; give one letter for "
-                    "each.")
-
 # %% ../../nbs/data_modules/01_axes.ipynb #c80cb074
 def _guess_axes(source) -> tuple[str, tuple[int, ...]]:
     "The file's own letters; those of unknown ones by their place and by the shape."
@@ -230,12 +214,28 @@ def _guess_axes(source) -> tuple[str, tuple[int, ...]]:
                         f"{shape}; name them with `axes`, out of T, C, Z, Y, X and S.")
     return "".join(letters), shape
 
+# %% ../../nbs/data_modules/01_axes.ipynb #9e64d36f
+def _name_axes(source, axes: Optional[str]) -> tuple[str, tuple[int, ...]]:
+    "Letters out of `TCZYXS` and the sizes they go with, in the file's order."
+    source.meant(axes)
+    if axes is None: return _guess_axes(source)
+    axes = axes.upper()
+    if set(axes) - set("TCZYXS") or len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes):
+        raise DataError("`axes` must have Y and X and, as needed, T, C, Z and S (color samples), "
+                        f"each once; got '{axes}'.")
+    if len(axes) == len(source.shape): return axes, tuple(source.shape)
+    if "".join(a for a in axes if a in source.axes) == source.axes:  # the others have length 1
+        return source.axes, tuple(source.shape)
+    raise DataError(f"`axes` '{axes}' names {len(axes)} axes, but {source.path} has "
+                    f"{len(source.shape)}, of shape {tuple(source.shape)}; give one letter for "
+                    "each.")
+
 # %% ../../nbs/data_modules/01_axes.ipynb #a607cf61
 def _sizes(letters: str, shape: tuple[int, ...]) -> dict[str, int]:
     "Length of each of `TCZYXS`, 1 where the file does not have it."
     return dict.fromkeys("TCZYXS", 1) | dict(zip(letters, shape))
 
-
+# %% ../../nbs/data_modules/01_axes.ipynb #a95d14c0
 def _chosen(given, n: int, name: str, path: Path) -> list[int]:
     "The positions along an axis of length `n` that the caller asks for."
     if given is None: return list(range(n))

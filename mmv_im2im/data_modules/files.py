@@ -41,22 +41,33 @@ def image_stem(
     if end.lower() in ("tif", "tiff", "zarr") and stem[-4:].lower() == ".ome": stem = stem[:-4]
     return stem or name
 
+# %% ../../nbs/data_modules/00_files.ipynb #62f38cde
+def _is_zarr(folder: Path) -> bool:
+    "Whether a folder holds a zarr."
+    return folder.suffix.lower() == ".zarr" or any((folder/name).is_file() for name in _ZARR_FILES)
+
+
+_ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
+
+# %% ../../nbs/data_modules/00_files.ipynb #f28545aa
+def is_one_image(
+    path: Path,  # It may be missing
+) -> bool:
+    "Whether a path leads to an image: a file, or the folder of a zarr."
+    return is_image(path) and (path.is_file() or path.is_dir() and _is_zarr(path))
+
+# %% ../../nbs/data_modules/00_files.ipynb #79bcf33d
+def _what_is(path: Path) -> str:
+    "What stands at `path`, and which sibling has a name like it."
+    if path.is_dir(): return "it is an image itself." if _is_zarr(path) else "it is a folder."
+    if path.exists(): return "it is a file."
+    if path.is_symlink(): return f"it is a link to {os.readlink(path)}, which is not there."
+    if not path.parent.is_dir(): return f"there is no folder {path.parent} either."
+    names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
+    near = did_you_mean(path.name, names) if 0 < len(names) < 2000 else ""
+    return "there is none of that name" + (f"; {near}" if near else ".")
+
 # %% ../../nbs/data_modules/00_files.ipynb #b0dc422b
-def list_images(
-    folder: str | Path,  # Hidden files and folders in it are passed over
-    nested: bool = False,  # Search its sub-folders, too
-) -> list[Path]:  # Sorted by name
-    "The images in a folder; `DataError` where there is no such folder."
-    folder = Path(folder)
-    if not folder.is_dir() or is_image(folder) and _is_zarr(folder):
-        raise DataError(f"{folder} must be a folder with images; {_what_is(folder)}")
-    try:
-        return [Path(p) for p in _walk(str(folder), nested, set())]
-    except PermissionError as e:
-        raise DataError(f"the folder {e.filename} may not be listed ({e.strerror}); ask its owner "
-                        "for access, or name another one.") from None
-
-
 _JUNK = ("@eadir", "__macosx", "$recycle.bin", "lost+found")  # folders of systems, with thumbnails
 
 
@@ -75,25 +86,22 @@ def _walk(folder: str, nested: bool, seen: set) -> Iterator[str]:
         elif nested and e.is_dir():
             yield from _walk(e.path, nested, seen)
 
-# %% ../../nbs/data_modules/00_files.ipynb #62f38cde
-def is_one_image(
-    path: Path,  # It may be missing
-) -> bool:
-    "Whether a path leads to an image: a file, or the folder of a zarr."
-    return is_image(path) and (path.is_file() or path.is_dir() and _is_zarr(path))
+# %% ../../nbs/data_modules/00_files.ipynb #b6272896
+def list_images(
+    folder: str | Path,  # Hidden files and folders in it are passed over
+    nested: bool = False,  # Search its sub-folders, too
+) -> list[Path]:  # Sorted by name
+    "The images in a folder; `DataError` where there is no such folder."
+    folder = Path(folder)
+    if not folder.is_dir() or is_image(folder) and _is_zarr(folder):
+        raise DataError(f"{folder} must be a folder with images; {_what_is(folder)}")
+    try:
+        return [Path(p) for p in _walk(str(folder), nested, set())]
+    except PermissionError as e:
+        raise DataError(f"the folder {e.filename} may not be listed ({e.strerror}); ask its owner "
+                        "for access, or name another one.") from None
 
-
-def _what_is(path: Path) -> str:
-    "What stands at `path`, and which sibling has a name like it."
-    if path.is_dir(): return "it is an image itself." if _is_zarr(path) else "it is a folder."
-    if path.exists(): return "it is a file."
-    if path.is_symlink(): return f"it is a link to {os.readlink(path)}, which is not there."
-    if not path.parent.is_dir(): return f"there is no folder {path.parent} either."
-    names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    near = did_you_mean(path.name, names) if 0 < len(names) < 2000 else ""
-    return "there is none of that name" + (f"; {near}" if near else ".")
-
-
+# %% ../../nbs/data_modules/00_files.ipynb #8c925159
 def as_spelled(
     path: str | Path,  # A file or folder; accents of its folders may be composed otherwise on disk
 ) -> Path:
@@ -110,14 +118,6 @@ def as_spelled(
 
 
 def _composed(name: str) -> str: return unicodedata.normalize("NFC", name)
-
-
-def _is_zarr(folder: Path) -> bool:
-    "Whether a folder holds a zarr."
-    return folder.suffix.lower() == ".zarr" or any((folder/name).is_file() for name in _ZARR_FILES)
-
-
-_ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
 
 # %% ../../nbs/data_modules/00_files.ipynb #77ebfa59
 _OTHERS = (  # endings of images that folders are not searched for
@@ -137,7 +137,7 @@ def other_images(
     del ends[""]
     return ", ".join(f"{n} file{'s' * (n > 1)} *{end}" for end, n in ends.most_common(4))
 
-
+# %% ../../nbs/data_modules/00_files.ipynb #7a7d6d73
 def no_images(
     folder: str | Path,  # Where images were looked for
 ) -> str:  # Such as 'images end in .tif, ...; it holds 3 files *.mrc and the folder day1'

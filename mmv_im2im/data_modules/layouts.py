@@ -28,19 +28,6 @@ from .tables import _csv_in, _find_csv, _tables
 _PARTS = ("train", "val")
 
 
-def _parts_of(path: Path | Mapping) -> dict[str, Path]:
-    "The two parts."
-    if not isinstance(path, Mapping): return _part_folders(path)
-    for part in [*_PARTS, *path]:
-        if part not in path or part not in _PARTS:
-            what = "is missing" if part in _PARTS else "is no such part"
-            raise DataError("`data.path` must name the two parts as {train: ..., val: ...}; "
-                            f"'{part}' {what}. To have the split drawn, give one path.")
-        if not isinstance(path[part], (str, os.PathLike)) or not str(path[part]).strip():
-            raise DataError(f"`data.path.{part}` must be a folder or a csv; got {path[part]!r}.")
-    return {part: as_spelled(path[part]) for part in _PARTS}
-
-
 def _part_folders(path: Path) -> dict[str, Path]:
     "The folders `train` and `val`."
     _check_is_folder(path)
@@ -53,22 +40,66 @@ def _part_folders(path: Path) -> dict[str, Path]:
                             "`data.path` as {train: ..., val: ...}.")
     return parts
 
-# %% ../../nbs/data_modules/09_layouts.ipynb #5061b72b
-def _find_split(parts: dict[str, Path], layout: str, names: dict[str, str], pairing: str,
-                nested: bool) -> list[dict]:
-    "Samples of layout 4, those for training first."
-    out, seen, both = [], {}, []
-    for part, path in parts.items():
-        kind = _recognize(path, names, nested, _NAMES[:3]) if layout == "auto" else layout
-        for s in _find_one(path, kind, names, pairing, nested, part):
-            out.append(s | {"split": part})
-            file = s.get("IM") or s["GT"]
-            if seen.setdefault(os.path.realpath(file), part) != part: both.append(file)
-    if both:
-        raise DataError("no image may be in both 'train' and 'val', which must tell how well "
-                        f"images are done that were not seen in training; {len(both)} are: "
-                        f"{_some(both)}. Remove them from one part.")
-    return out
+# %% ../../nbs/data_modules/09_layouts.ipynb #0ae7898b
+def _parts_of(path: Path | Mapping) -> dict[str, Path]:
+    "The two parts."
+    if not isinstance(path, Mapping): return _part_folders(path)
+    for part in [*_PARTS, *path]:
+        if part not in path or part not in _PARTS:
+            what = "is missing" if part in _PARTS else "is no such part"
+            raise DataError("`data.path` must name the two parts as {train: ..., val: ...}; "
+                            f"'{part}' {what}. To have the split drawn, give one path.")
+        if not isinstance(path[part], (str, os.PathLike)) or not str(path[part]).strip():
+            raise DataError(f"`data.path.{part}` must be a folder or a csv; got {path[part]!r}.")
+    return {part: as_spelled(path[part]) for part in _PARTS}
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #e08d66a7
+_TARGETS = re.compile("mask|label|lbl|seg|gt|truth|target|annot|clean|high", re.I)
+
+
+def _in_order(a: str, b: str) -> tuple[str, str]:
+    "The one that sounds like a target last."
+    return (b, a) if _TARGETS.search(a) and not _TARGETS.search(b) else (a, b)
+
+
+def _set(source: str, target: str) -> str:
+    return (f"If they are sources and targets, set `data.source: {source}` and `data.target: "
+            f"{target}`.")
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #ec7f0ff5
+def _advice(path: Path, stems: Sequence[str]) -> str:
+    "What to set for a folder whose images, or whose sub-folders, look like sources and targets."
+    known, ends = set(stems), Counter()
+    for s in stems: ends.update(s[i:] for i, c in enumerate(s) if c in "_-. " and s[:i] in known)
+    if ends and 3 * (most := ends.most_common(1)[0])[1] >= len(stems):
+        return _set("''", most[0].removeprefix("_"))
+    last = Counter(s.rpartition("_")[2] for s in stems if "_" in s)
+    if len(last) == 2 and sum(last.values()) == len(stems): return _set(*_in_order(*last))
+    folders = [p.name for p in path.iterdir()
+               if p.is_dir() and not p.name.startswith(".") and not is_image(p) and list_images(p)]
+    if len(folders) == 2: return _set(*_in_order(*folders))
+    if stems and not folders:
+        return ("For images without targets set `data.pairing: source` and `data.source: .`; else "
+                "rename, or name the targets with `data.target`.")
+    return ""
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #f661f5d9
+def _unknown(path: Path, names: dict[str, str], nested: bool) -> str:
+    "What a folder should hold, and what it holds."
+    (im, gt), (im_end, gt_end) = [(f(names["IM"]), f(names["GT"])) for f in (str, _suffix)]
+    if not nested and _has_suffixed(path, names, nested=True):
+        return (f"{path} has files *{im_end}.* or *{gt_end}.* in sub-folders only; take them with "
+                "`data.nested: true`, or name the folder that holds them.")
+    has = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir()
+                 if not p.name.startswith("."))
+    images = [p for p in has if is_image(p)]
+    holds = f"it holds {_some(has)}."
+    if not images and not any(p.endswith("/") for p in has): holds = no_images(path)
+    advice = _advice(path, [_plain(image_stem(p)) for p in images]) or (
+        "Rename, or give your own names with `data.source` and `data.target` ('.' is the folder "
+        "itself, '' a name without a mark).")
+    return (f"{path} must hold images named *{im_end}.* and *{gt_end}.*, or folders '{im}' and "
+            f"'{gt}', or one table *.csv, or folders 'train' and 'val' of these; {holds} {advice}")
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #18c5b9cf
 def _recognize(path: Path, names: dict[str, str], nested: bool, among=_NAMES) -> str:
@@ -93,54 +124,6 @@ def _recognize(path: Path, names: dict[str, str], nested: bool, among=_NAMES) ->
     if any(parts): return "split"
     if here != names["IM"] and list_images(path, nested): return "folders"
     raise DataError(_unknown(path, names, nested))
-
-# %% ../../nbs/data_modules/09_layouts.ipynb #f661f5d9
-def _unknown(path: Path, names: dict[str, str], nested: bool) -> str:
-    "What a folder should hold, and what it holds."
-    (im, gt), (im_end, gt_end) = [(f(names["IM"]), f(names["GT"])) for f in (str, _suffix)]
-    if not nested and _has_suffixed(path, names, nested=True):
-        return (f"{path} has files *{im_end}.* or *{gt_end}.* in sub-folders only; take them with "
-                "`data.nested: true`, or name the folder that holds them.")
-    has = sorted(p.name + ("/" if p.is_dir() else "") for p in path.iterdir()
-                 if not p.name.startswith("."))
-    images = [p for p in has if is_image(p)]
-    holds = f"it holds {_some(has)}."
-    if not images and not any(p.endswith("/") for p in has): holds = no_images(path)
-    advice = _advice(path, [_plain(image_stem(p)) for p in images]) or (
-        "Rename, or give your own names with `data.source` and `data.target` ('.' is the folder "
-        "itself, '' a name without a mark).")
-    return (f"{path} must hold images named *{im_end}.* and *{gt_end}.*, or folders '{im}' and "
-            f"'{gt}', or one table *.csv, or folders 'train' and 'val' of these; {holds} {advice}")
-
-# %% ../../nbs/data_modules/09_layouts.ipynb #e08d66a7
-_TARGETS = re.compile("mask|label|lbl|seg|gt|truth|target|annot|clean|high", re.I)
-
-
-def _advice(path: Path, stems: Sequence[str]) -> str:
-    "What to set for a folder whose images, or whose sub-folders, look like sources and targets."
-    known, ends = set(stems), Counter()
-    for s in stems: ends.update(s[i:] for i, c in enumerate(s) if c in "_-. " and s[:i] in known)
-    if ends and 3 * (most := ends.most_common(1)[0])[1] >= len(stems):
-        return _set("''", most[0].removeprefix("_"))
-    last = Counter(s.rpartition("_")[2] for s in stems if "_" in s)
-    if len(last) == 2 and sum(last.values()) == len(stems): return _set(*_in_order(*last))
-    folders = [p.name for p in path.iterdir()
-               if p.is_dir() and not p.name.startswith(".") and not is_image(p) and list_images(p)]
-    if len(folders) == 2: return _set(*_in_order(*folders))
-    if stems and not folders:
-        return ("For images without targets set `data.pairing: source` and `data.source: .`; else "
-                "rename, or name the targets with `data.target`.")
-    return ""
-
-
-def _in_order(a: str, b: str) -> tuple[str, str]:
-    "The one that sounds like a target last."
-    return (b, a) if _TARGETS.search(a) and not _TARGETS.search(b) else (a, b)
-
-
-def _set(source: str, target: str) -> str:
-    return (f"If they are sources and targets, set `data.source: {source}` and `data.target: "
-            f"{target}`.")
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #cb0b2ef6
 def _join_members(where: Path, found: _Found):
@@ -176,22 +159,10 @@ class Samples(list):
         super().__init__(samples)
         self.layout, self.pairing = layout, pairing
 
+# %% ../../nbs/data_modules/09_layouts.ipynb #4a9be75b
+def _count(n: int, noun: str) -> str: return f"{n} {noun}{'s' * (n != 1)}"
 
-def _find_one(path: Path, layout: str, names: dict[str, str], pairing: str, nested: bool,
-              part: Optional[str] = None) -> list[dict]:
-    "Samples of layout 1, 2 or 3."
-    if layout == "csv": return _find_csv(_csv_in(path), pairing, part)
-    _check_is_folder(path)
-    if layout == "folders": _check_folders(path, names, pairing)
-    found = (_find_suffix if layout == "suffix" else _find_folders)(path, names, nested)
-    if not nested: _check_deeper(path, layout, names, found)
-    _tell_aside(path, layout, names, found)
-    if pairing == "paired":
-        for note in filter(None, [_align(found, k) for k in ("GT", "CM")]): tell(f"{path}: {note}")
-    _join_members(path, found)
-    return [sample for _, sample in _pair(path, found, pairing)]
-
-
+# %% ../../nbs/data_modules/09_layouts.ipynb #283307b7
 def _tell_others(folder: Path):
     "Say which images a folder holds besides those that are taken from it."
     if more := other_images(folder):
@@ -209,6 +180,38 @@ def _tell_aside(path: Path, layout: str, names: dict[str, str], found: _Found):
     if layout == "folders": why = "they lie beside the folders"
     tell(f"{path}: {_count(len(found.aside), 'image')} left aside, since {why}: "
          f"{_some(sorted(found.aside))}")
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #716ac19f
+def _find_one(path: Path, layout: str, names: dict[str, str], pairing: str, nested: bool,
+              part: Optional[str] = None) -> list[dict]:
+    "Samples of layout 1, 2 or 3."
+    if layout == "csv": return _find_csv(_csv_in(path), pairing, part)
+    _check_is_folder(path)
+    if layout == "folders": _check_folders(path, names, pairing)
+    found = (_find_suffix if layout == "suffix" else _find_folders)(path, names, nested)
+    if not nested: _check_deeper(path, layout, names, found)
+    _tell_aside(path, layout, names, found)
+    if pairing == "paired":
+        for note in filter(None, [_align(found, k) for k in ("GT", "CM")]): tell(f"{path}: {note}")
+    _join_members(path, found)
+    return [sample for _, sample in _pair(path, found, pairing)]
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #5061b72b
+def _find_split(parts: dict[str, Path], layout: str, names: dict[str, str], pairing: str,
+                nested: bool) -> list[dict]:
+    "Samples of layout 4, those for training first."
+    out, seen, both = [], {}, []
+    for part, path in parts.items():
+        kind = _recognize(path, names, nested, _NAMES[:3]) if layout == "auto" else layout
+        for s in _find_one(path, kind, names, pairing, nested, part):
+            out.append(s | {"split": part})
+            file = s.get("IM") or s["GT"]
+            if seen.setdefault(os.path.realpath(file), part) != part: both.append(file)
+    if both:
+        raise DataError("no image may be in both 'train' and 'val', which must tell how well "
+                        f"images are done that were not seen in training; {len(both)} are: "
+                        f"{_some(both)}. Remove them from one part.")
+    return out
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #ed6fada1
 def find_samples(
@@ -239,10 +242,7 @@ def find_samples(
     else: samples = _find_one(path, layout, names, pairing, nested)
     return Samples(samples, layout, pairing)
 
-# %% ../../nbs/data_modules/09_layouts.ipynb #4a9be75b
-def _count(n: int, noun: str) -> str: return f"{n} {noun}{'s' * (n != 1)}"
-
-
+# %% ../../nbs/data_modules/09_layouts.ipynb #b339c246
 def describe_samples(
     samples: Sequence[dict],  # As `find_samples` returns them
 ) -> str:  # Such as '61 pairs in layout 2 (folders), 8 with a cost map'
@@ -259,6 +259,38 @@ def describe_samples(
     return what.strip(",")
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #b99c850d
+def _by_result(found: list[tuple[str, Path]], folder: Path) -> list[tuple[str, Path]]:
+    "The same; `DataError` where two images have one name."
+    twice = _named_alike(found)
+    if twice:
+        raise DataError(f"several files in '{folder}' are named alike, and their results would "
+                        f"have one name: {_some([_below(p, folder) for p in twice])}; rename them, "
+                        "or keep them in folders of their own.")
+    return found
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #c94d79c5
+def _sources_of_table(path: Path) -> list[tuple[Path, str]]:
+    "Sources that a csv names; their results lie as they do, below the folder that all share."
+    files = [s["IM"] for s in _find_csv(path, "source", None)]
+    top = Path(os.path.commonpath([f.parent for f in files]))
+    return [(p, name) for name, p in _by_result(list(_stems(files, top)), top)]
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #560a9b41
+def _without_targets(found: list[tuple[str, Path]], ends: dict, marked: bool) -> list:
+    "Leave out targets and cost maps, known by their suffix and by the source beside them."
+    of = [(s, p, e) for (s, p), e in zip(found, _marked([s for s, _ in found], ends))]
+    cut = lambda s, e: s[:len(s) - len(e or "")]
+    sources = {cut(s, e) for s, _, e in of if (e and "IM" in ends[e] if marked else not e)}
+    return [(s, p) for s, p, e in of if not e or "IM" in ends[e] or cut(s, e) not in sources]
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #1768909c
+def _nothing_to_predict(folder: Path, nested: bool) -> str:
+    if not nested and list_images(folder, nested=True):
+        return (f"the folder '{folder}' holds images in sub-folders only; take them with "
+                "`data.nested: true`, or name the folder that holds them as `predict.path`.")
+    return f"the folder '{folder}' holds no image: {no_images(folder)} Check `predict.path`."
+
+# %% ../../nbs/data_modules/09_layouts.ipynb #05ef60cf
 def find_sources(
     path: str | Path,  # An image, a folder of images, or a csv with a column of sources
     source: str = "IM",  # Sub-folder or suffix of sources, where targets lie beside them
@@ -283,38 +315,6 @@ def find_sources(
     names = dict(IM=source, GT=target, CM=costmap)
     found = _without_targets(found, _endings(names), bool(_suffix(source)))
     return [(p, name) for name, p in _by_result(found, folder)]
-
-
-def _sources_of_table(path: Path) -> list[tuple[Path, str]]:
-    "Sources that a csv names; their results lie as they do, below the folder that all share."
-    files = [s["IM"] for s in _find_csv(path, "source", None)]
-    top = Path(os.path.commonpath([f.parent for f in files]))
-    return [(p, name) for name, p in _by_result(list(_stems(files, top)), top)]
-
-
-def _without_targets(found: list[tuple[str, Path]], ends: dict, marked: bool) -> list:
-    "Leave out targets and cost maps, known by their suffix and by the source beside them."
-    of = [(s, p, e) for (s, p), e in zip(found, _marked([s for s, _ in found], ends))]
-    cut = lambda s, e: s[:len(s) - len(e or "")]
-    sources = {cut(s, e) for s, _, e in of if (e and "IM" in ends[e] if marked else not e)}
-    return [(s, p) for s, p, e in of if not e or "IM" in ends[e] or cut(s, e) not in sources]
-
-
-def _by_result(found: list[tuple[str, Path]], folder: Path) -> list[tuple[str, Path]]:
-    "The same; `DataError` where two images have one name."
-    twice = _named_alike(found)
-    if twice:
-        raise DataError(f"several files in '{folder}' are named alike, and their results would "
-                        f"have one name: {_some([_below(p, folder) for p in twice])}; rename them, "
-                        "or keep them in folders of their own.")
-    return found
-
-
-def _nothing_to_predict(folder: Path, nested: bool) -> str:
-    if not nested and list_images(folder, nested=True):
-        return (f"the folder '{folder}' holds images in sub-folders only; take them with "
-                "`data.nested: true`, or name the folder that holds them as `predict.path`.")
-    return f"the folder '{folder}' holds no image: {no_images(folder)} Check `predict.path`."
 
 # %% ../../nbs/data_modules/09_layouts.ipynb #e1f32a3e
 def __getattr__(name): return moved(__name__, name)

@@ -28,7 +28,7 @@ def _some(names: Sequence) -> str:
     names = [str(n) for n in names]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #6f7dad0e
 def _choice(option: str, given: str, choices: Iterable[str]) -> str:
     "`given`, if it is one of the choices."
     if str(given) in choices: return str(given)
@@ -47,7 +47,7 @@ class _Found:
     folders: dict[str, Path] = field(default_factory=dict)  # Where the images of a key were sought
     aside: list[str] = field(default_factory=list)  # Images beside these that nothing takes
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #024cdcb2
 def _refuse_alone(where: Path, found: _Found, key: str, partners: Sequence[str]):
     "Every file of `key` has a partner."
     files = found.files[key]
@@ -70,7 +70,7 @@ def _inside(folder: Path) -> str:
     source = next((p for p in with_images if p.name == "IM"), next(iter(with_images), None))
     return f", or name a folder that holds them, `data.path: {source}`" if source else ""
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #230558ea
 def _check_pairs(where: Path, found: _Found, pairing: str):
     "No partner is missing, and there are images at all."
     if pairing == "paired": _refuse_alone(where, found, "GT", ("IM",))
@@ -83,7 +83,7 @@ def _check_pairs(where: Path, found: _Found, pairing: str):
                             f"images there{_inside(folder)}.")
     if pairing == "paired": _refuse_alone(where, found, "IM", ("GT",))
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #20e1bb47
 def _pair(where: Path, found: _Found, pairing: str) -> list[tuple]:
     "Each sample after its name (or row), in that order; unpaired targets follow the sources."
     _check_pairs(where, found, pairing)
@@ -103,7 +103,7 @@ def _check_is_folder(path: Path):
         raise DataError(f"{path} must be a folder of images, or a table *.csv; it is another file.")
     if not path.is_dir(): list_images(path)  # which says what is there instead
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #867886d6
 def _below(path: Path, folder: Path) -> str:
     "The part of a path below `folder`."
     return "/".join(path.parts[len(folder.parts):])
@@ -120,6 +120,12 @@ def _stems(files: Iterable[Path], folder: Path) -> Iterator[tuple[str, Path]]:
     for p in files:
         yield "/".join(map(_plain, (*p.parts[skip:-1], image_stem(p.name)))), p
 
+# %% ../../nbs/data_modules/07_pairing.ipynb #a9f7cef2
+def _named_alike(files: list[tuple[str, Path]]) -> list[Path]:
+    "The files that share their names with others, in order."
+    count = Counter(name for name, _ in files)
+    return sorted({path for name, path in files if count[name] > 1})
+
 
 def _by_name(files: Iterable[tuple[str, Path]], folder: Path) -> dict[str, Path]:
     "Files by name; no two may have the same."
@@ -130,12 +136,6 @@ def _by_name(files: Iterable[tuple[str, Path]], folder: Path) -> dict[str, Path]
                         f"files share theirs: {_some([_below(p, folder) for p in twice])}. "
                         "Remove or rename the spare ones.")
     return dict(files)
-
-
-def _named_alike(files: list[tuple[str, Path]]) -> list[Path]:
-    "The files that share their names with others, in order."
-    count = Counter(name for name, _ in files)
-    return sorted({path for name, path in files if count[name] > 1})
 
 # %% ../../nbs/data_modules/07_pairing.ipynb #e9244307
 def _folder(path: Path, name: str) -> Path:
@@ -157,7 +157,7 @@ def _endings(names: dict[str, str]) -> dict[str, list[str]]:
     ends = sorted({_suffix(n) for n in names.values()} - {""}, key=lambda e: (-len(e), e))
     return {e: [k for k, n in names.items() if _suffix(n) == e] for e in ends}
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #5dd1c920
 def _ending(stem: str, ends: Iterable[str]) -> Optional[str]:
     "The suffix of a name; something must come before it."
     name = stem.rpartition("/")[2]
@@ -170,7 +170,6 @@ def _marked(stems: Sequence[str], ends: Iterable[str]) -> list[Optional[str]]:
     if any(found): return found
     lower = {e.casefold(): e for e in ends}
     return [lower.get(_ending(s.casefold(), lower)) for s in stems]
-
 
 # %% ../../nbs/data_modules/07_pairing.ipynb #de42913d
 def _find_suffix(path: Path, names: dict[str, str], nested: bool) -> _Found:
@@ -201,7 +200,7 @@ def _find_folders(path: Path, names: dict[str, str], nested: bool) -> _Found:
     show = lambda k, n: _below(files[k][n], folders[k])
     return _Found(files, label, "of the same name", show, folders, aside)
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #6fd87f66
 def _check_folders(path: Path, names: dict[str, str], pairing: str):
     "The sub-folders that are needed must be there."
     there = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
@@ -234,7 +233,7 @@ def _marks(names: Sequence[str], plain: set[str]) -> list[str]:
     fits = lambda end: all(n.endswith(end) and n[:-len(end)] in plain for n in names)
     return [first[i:] for i in cuts if fits(first[i:])]
 
-
+# %% ../../nbs/data_modules/07_pairing.ipynb #9913cd23
 def _align(found: _Found, key: str) -> Optional[str]:
     "Give files of `key` the names of their sources, where these differ by a mark or in case."
     theirs, own = found.files["IM"], found.files[key]

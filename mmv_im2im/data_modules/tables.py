@@ -57,7 +57,7 @@ def _columns(path: Path, header: list[str], pairing: str) -> dict[str, int]:
                         "others.")
     return {key: names.index(name) for key, name in _COLUMNS.items() if name in names}
 
-
+# %% ../../nbs/data_modules/08_tables.ipynb #2f46f1ee
 def _check_widths(path: Path, rows: list[tuple[int, list[str]]]):
     "Every row has as many cells as the first."
     width = len(rows[0][1])
@@ -67,8 +67,6 @@ def _check_widths(path: Path, rows: list[tuple[int, list[str]]]):
         raise DataError(f"{path}: every row needs {width} cells, as its first row has; "
                         f"{len(wrong)} differ: {has}. Leave cells blank rather than out, and put "
                         "quotes around a path with a comma or semicolon.")
-
-
 
 # %% ../../nbs/data_modules/08_tables.ipynb #14ec58b3
 def _read_csv(path: Path, pairing: str) -> tuple[_Found, dict[int, str]]:
@@ -88,6 +86,23 @@ def _read_csv(path: Path, pairing: str) -> tuple[_Found, dict[int, str]]:
     return _Found(files, label, "in its row", lambda key, n: f"row {n}"), split
 
 # %% ../../nbs/data_modules/08_tables.ipynb #8c38a701
+def _names_in(folder: str) -> set[str]:
+    "Names of what is in a folder, nothing where it cannot be listed."
+    try: return set(os.listdir(folder or "."))
+    except OSError: return set()
+
+
+def _near(path: Path, row: str, name: str, there: set[str]) -> str:
+    "What may be meant by the first path of a csv that leads nowhere, in words."
+    near = [s for s in sorted(there) if s.casefold() == name.casefold()]
+    near = near or [s for s in sorted(there) if image_stem(s) == image_stem(name) and is_image(s)]
+    if near: return f"; there is a '{near[0]}'"
+    said = Path(row.partition(": ")[2])
+    if said.is_relative_to(path.parent) and said.relative_to(path.parent).exists():
+        return "; they exist as seen from the folder that you are in"
+    return ""
+
+# %% ../../nbs/data_modules/08_tables.ipynb #9a80bbd1
 def _check_there(path: Path, rows: list[tuple[int, dict]]):
     "Every file that the csv names exists; a name may be encoded in another way than on disk."
     listed, gone = {}, []
@@ -105,24 +120,7 @@ def _check_there(path: Path, rows: list[tuple[int, dict]]):
                         f"{_some([g[0] for g in gone])}{_near(path, *gone[0])}. Correct the "
                         "paths or remove the rows.")
 
-
-def _near(path: Path, row: str, name: str, there: set[str]) -> str:
-    "What may be meant by the first path of a csv that leads nowhere, in words."
-    near = [s for s in sorted(there) if s.casefold() == name.casefold()]
-    near = near or [s for s in sorted(there) if image_stem(s) == image_stem(name) and is_image(s)]
-    if near: return f"; there is a '{near[0]}'"
-    said = Path(row.partition(": ")[2])
-    if said.is_relative_to(path.parent) and said.relative_to(path.parent).exists():
-        return "; they exist as seen from the folder that you are in"
-    return ""
-
-
-def _names_in(folder: str) -> set[str]:
-    "Names of what is in a folder, nothing where it cannot be listed."
-    try: return set(os.listdir(folder or "."))
-    except OSError: return set()
-
-
+# %% ../../nbs/data_modules/08_tables.ipynb #5f032adc
 def _check_images(path: Path, rows: list[tuple[int, dict]]):
     "What the csv names are images."
     other = [f"row {n}: {p}" for n, sample in rows for p in sample.values()
@@ -131,7 +129,7 @@ def _check_images(path: Path, rows: list[tuple[int, dict]]):
         raise DataError(f"{path} must name images; {len(other)} are none: {_some(other)}. Name "
                         "files, not folders, with an ending such as .tif.")
 
-
+# %% ../../nbs/data_modules/08_tables.ipynb #d637c53a
 def _check_once(path: Path, rows: list[tuple[int, dict]]):
     "No image begins two samples: one would train and the other validate."
     first, twice = {}, []
@@ -157,7 +155,7 @@ def _add_split(path: Path, rows: list[tuple[int, dict]], split: dict[int, str],
                         "the whole column blank.")
     for n, sample in rows: sample["split"] = split[n]
 
-
+# %% ../../nbs/data_modules/08_tables.ipynb #cb78dbfd
 def _check_parts(where: Path, samples: list[dict], pairing: str):
     "Both parts have what a sample begins with."
     have = {(s["split"], key) for s in samples if "split" in s for key in s}
@@ -180,6 +178,12 @@ def _find_csv(path: Path, pairing: str, part: Optional[str]) -> list[dict]:
     if not part: _check_parts(path, samples, pairing)
     return samples
 
+# %% ../../nbs/data_modules/08_tables.ipynb #eb31d476
+def _tables(path: Path) -> list[Path]:
+    "The csv files of a folder."
+    return sorted(p for p in path.iterdir()
+                  if p.suffix.lower() == ".csv" and not p.name.startswith(".") and p.is_file())
+
 
 def _csv_in(path: Path) -> Path:
     "The csv itself, or the only one of a folder."
@@ -190,9 +194,3 @@ def _csv_in(path: Path) -> Path:
     names = f"it has {_some([t.name for t in tables])}" if tables else "it has none"
     raise DataError(f"{path} must hold one file *.csv; {names}. Give the path of the csv itself"
                     + (", or {train: ..., val: ...} for two." if tables else "."))
-
-
-def _tables(path: Path) -> list[Path]:
-    "The csv files of a folder."
-    return sorted(p for p in path.iterdir()
-                  if p.suffix.lower() == ".csv" and not p.name.startswith(".") and p.is_file())
