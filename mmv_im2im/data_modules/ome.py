@@ -20,19 +20,15 @@ from ..core import DataError
 from .axes import _microns, _records, _some_of, _tell
 from .files import _TIFFS, _composed
 
+# %% ../../nbs/data_modules/02_ome.ipynb #d8a0f572
+def _beside(path: Path, name: str) -> str:
+    "The name, without folders, as the file system spells it: accents may be composed otherwise."
+    name = name.replace("\\", "/").rpartition("/")[2] or "?"
+    if name.isascii(): return name
+    same = lambda n: _composed(n) == _composed(name)
+    return next(filter(same, os.listdir(path.parent)), name)
+
 # %% ../../nbs/data_modules/02_ome.ipynb #1e0d2b18
-def _place_of(tif: tifffile.TiffFile, path: Path) -> Optional["_Place"]:
-    "The place of a file in its set, None where it belongs to none or nothing is known of it."
-    xml = tif.ome_metadata or ""
-    if "FileName" not in xml and "BinaryOnly" not in xml: return None
-    try: own = ElementTree.fromstring(xml)
-    except ElementTree.ParseError: return None
-    root = _set_header(own, path)
-    if root is not None: return _Place(path, own.get("UUID"), root, master=root is own)
-    _tell(path, "set", "belongs to a set of files whose header is not beside it; its pages are "
-          "read as they lie.")
-
-
 def _set_header(own, path: Path):
     "The header that names the files: the file's own, or that of the file that it points to."
     only = own.find("{*}BinaryOnly")
@@ -43,15 +39,7 @@ def _set_header(own, path: Path):
         with tifffile.TiffFile(master) as tif: return ElementTree.fromstring(tif.ome_metadata)
     except (OSError, TypeError, ValueError, ElementTree.ParseError): return None
 
-# %% ../../nbs/data_modules/02_ome.ipynb #d8a0f572
-def _beside(path: Path, name: str) -> str:
-    "The name, without folders, as the file system spells it: accents may be composed otherwise."
-    name = name.replace("\\", "/").rpartition("/")[2] or "?"
-    if name.isascii(): return name
-    same = lambda n: _composed(n) == _composed(name)
-    return next(filter(same, os.listdir(path.parent)), name)
-
-
+# %% ../../nbs/data_modules/02_ome.ipynb #3f8efcac
 class _Place:
     "What an OME header says of the file `path` among the files of its set."
     def __init__(self, path: Path, uuid: Optional[str], root, master: bool):
@@ -79,7 +67,54 @@ class _Place:
 
     def xml(self) -> str: return ElementTree.tostring(self.root, encoding="unicode")
 
+# %% ../../nbs/data_modules/02_ome.ipynb #b29c1a0f
+def _place_of(tif: tifffile.TiffFile, path: Path) -> Optional["_Place"]:
+    "The place of a file in its set, None where it belongs to none or nothing is known of it."
+    xml = tif.ome_metadata or ""
+    if "FileName" not in xml and "BinaryOnly" not in xml: return None
+    try: own = ElementTree.fromstring(xml)
+    except ElementTree.ParseError: return None
+    root = _set_header(own, path)
+    if root is not None: return _Place(path, own.get("UUID"), root, master=root is own)
+    _tell(path, "set", "belongs to a set of files whose header is not beside it; its pages are "
+          "read as they lie.")
+
 # %% ../../nbs/data_modules/02_ome.ipynb #8bb8748d
+@lru_cache(maxsize=10_000)
+def _uuid_of(path: Path, mtime: int) -> Optional[str]:
+    "Identifier of an OME-TIFF, None where it has none."
+    with tifffile.TiffFile(path) as tif: about = tif.pages.first.description or ""
+    found = re.search(r"<(?:\w+:)?OME\b[^>]*?\bUUID=[\"']([^\"']+)", about)
+    return found and found[1]
+
+# %% ../../nbs/data_modules/02_ome.ipynb #0c09c003
+@patch
+def _named_so(self: _Place) -> bool:
+    "Whether the header has the file's own identifier under the file's own name."
+    return any(u is not None and u.text == self.uuid and self.owns(u)
+               for _, data in self.images for _, u in data)
+
+# %% ../../nbs/data_modules/02_ome.ipynb #b3448a41
+@patch
+def _check_partner(self: _Place, uuid):
+    "`DataError` unless the file that holds other planes of the image is there and is that file."
+    partner = self.path.with_name(uuid.get("FileName") or "?")
+    if self.alike:
+        raise DataError(f"{self.path} is a part of an image in several files that are named alike, "
+                        "in folders of their own; save it as one file, or give each a name of its "
+                        "own beside the others.")
+    if not partner.is_file():
+        raise DataError(f"{self.path} is a part of an image in several files, of which "
+                        f"{partner.name} is not beside it; copy it there, or give it that name.")
+    found = _uuid_of(partner, partner.stat().st_mtime_ns)
+    swapped = found and uuid.text != found != self.uuid
+    if swapped or self.by_name and self.uuid in self.ids and not self._named_so():
+        raise DataError(f"{self.path} is a part of an image in several files whose names and "
+                        "identifiers do not fit together; they were renamed: give them the names "
+                        f"that the header has ({_some_of(sorted(self.names))}).")
+    uuid.text = partner.name  # the names decide
+
+# %% ../../nbs/data_modules/02_ome.ipynb #a208f433
 @patch
 def narrow(self: _Place):
     "Keep the images of this file; `DataError` where a file that they need is not there."
@@ -100,55 +135,7 @@ def narrow(self: _Place):
     elif n > 1: _tell(self.path, "set", f"belongs to a set of {n} files; of each, its own images "
                       "are read.")
 
-
-@patch
-def _check_partner(self: _Place, uuid):
-    "`DataError` unless the file that holds other planes of the image is there and is that file."
-    partner = self.path.with_name(uuid.get("FileName") or "?")
-    if self.alike:
-        raise DataError(f"{self.path} is a part of an image in several files that are named alike, "
-                        "in folders of their own; save it as one file, or give each a name of its "
-                        "own beside the others.")
-    if not partner.is_file():
-        raise DataError(f"{self.path} is a part of an image in several files, of which "
-                        f"{partner.name} is not beside it; copy it there, or give it that name.")
-    found = _uuid_of(partner, partner.stat().st_mtime_ns)
-    swapped = found and uuid.text != found != self.uuid
-    if swapped or self.by_name and self.uuid in self.ids and not self._named_so():
-        raise DataError(f"{self.path} is a part of an image in several files whose names and "
-                        "identifiers do not fit together; they were renamed: give them the names "
-                        f"that the header has ({_some_of(sorted(self.names))}).")
-    uuid.text = partner.name  # the names decide
-
-
-@patch
-def _named_so(self: _Place) -> bool:
-    "Whether the header has the file's own identifier under the file's own name."
-    return any(u is not None and u.text == self.uuid and self.owns(u)
-               for _, data in self.images for _, u in data)
-
-
-@lru_cache(maxsize=10_000)
-def _uuid_of(path: Path, mtime: int) -> Optional[str]:
-    "Identifier of an OME-TIFF, None where it has none."
-    with tifffile.TiffFile(path) as tif: about = tif.pages.first.description or ""
-    found = re.search(r"<(?:\w+:)?OME\b[^>]*?\bUUID=[\"']([^\"']+)", about)
-    return found and found[1]
-
 # %% ../../nbs/data_modules/02_ome.ipynb #ab221f08
-def image_keys(
-    files: Sequence[str | Path],  # Images; those that cannot be opened stand for themselves
-) -> list[Path]:  # For each, the first file of those that make up its image: mostly the file itself
-    "The file that stands for each image, one for all files of an image in several."
-    out, seen, found = [Path(f) for f in files], 0, False
-    for i, path in enumerate(out):
-        if path.suffix.lower() not in _TIFFS: continue
-        if seen == 1000 and not found: break  # a collection of single files
-        out[i], seen = image_files(path)[0], seen + 1
-        found |= out[i] != path
-    return out
-
-
 def image_files(
     path: Path,  # A TIFF
 ) -> list[Path]:  # Sorted; the file itself where its image is in no other, or it cannot be opened
@@ -163,8 +150,22 @@ def image_files(
     there = sorted(path.with_name(n) for n in names if n and path.with_name(n).is_file())
     return there or [path]
 
+# %% ../../nbs/data_modules/02_ome.ipynb #bc88e10f
+def image_keys(
+    files: Sequence[str | Path],  # Images; those that cannot be opened stand for themselves
+) -> list[Path]:  # For each, the first file of those that make up its image: mostly the file itself
+    "The file that stands for each image, one for all files of an image in several."
+    out, seen, found = [Path(f) for f in files], 0, False
+    for i, path in enumerate(out):
+        if path.suffix.lower() not in _TIFFS: continue
+        if seen == 1000 and not found: break  # a collection of single files
+        out[i], seen = image_files(path)[0], seen + 1
+        found |= out[i] != path
+    return out
+
 # %% ../../nbs/data_modules/02_ome.ipynb #6e11e095
-def _ome_metadata(xml: str, place: tuple[str, tuple[int, int], int]):
+def _pixels_of(xml: str, place: tuple[str, tuple[int, int], int]):
+    "What the header has under `Pixels` for the image at `place`, None where it has nothing."
     try: images = ElementTree.fromstring(xml).findall(".//{*}Image")
     except ElementTree.ParseError: images = []
     name, (y, x), before = place
@@ -172,11 +173,15 @@ def _ome_metadata(xml: str, place: tuple[str, tuple[int, int], int]):
              and (image.get("Name") or "") == name
              and (p.get("SizeY"), p.get("SizeX")) == (str(y), str(x))
              and p.find("{*}TiffData") is not None]
+    if before < len(found): return found[before]
     alone = [p for image in images if (p := image.find("{*}Pixels")) is not None]
-    if before >= len(found):  # a header whose only image is meant, whatever it is called
-        if len(alone) != 1: return [], (None, None, None)
-        found, before = alone, 0
-    pixels = found[before]
+    return alone[0] if len(alone) == 1 else None  # the only image is meant, whatever its name
+
+# %% ../../nbs/data_modules/02_ome.ipynb #0c32f923
+def _ome_metadata(xml: str, place: tuple[str, tuple[int, int], int]):
+    "Names of the channels, and the pixel size `(Z, Y, X)` in micrometers, None where not known."
+    pixels = _pixels_of(xml, place)
+    if pixels is None: return [], (None, None, None)
     names = [c.get("Name") for c in pixels.findall("{*}Channel")]
     size = lambda a: _microns(pixels.get(f"PhysicalSize{a}"),
                               pixels.get(f"PhysicalSize{a}Unit") or "µm")
