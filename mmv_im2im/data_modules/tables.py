@@ -48,7 +48,7 @@ def _columns(path: Path, header: list[str], pairing: str) -> dict[str, int]:
     for need in ("IM",) if pairing == "source" else ("IM", "GT"):
         if _COLUMNS[need] not in names:
             near = nearest(_COLUMNS[need], [n for n in names if n not in known])
-            hint = f"did you mean '{near}'? Rename it." if near else "add it."
+            hint = f"rename '{near}' if it is meant." if near else "add it."
             raise DataError(f"{path} must have a column '{_COLUMNS[need]}' in its first row; it "
                             f"has {_some(n for n in header if n)}; {hint}")
     twice = sorted({n for n in names if n in known and names.count(n) > 1})

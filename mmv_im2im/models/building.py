@@ -75,9 +75,9 @@ def make_optimizer(self: Im2ImModule,
             "the network has nothing to learn: it has no parameters, or all of them are frozen;"
             " set `requires_grad` of some."
         )
-    made = (
-        build(spec, "optimizer", f"model.{key}", self.trust, params=params) if isinstance(spec, dict)
-        else spec(params)
+    described = isinstance(spec, dict)
+    made = spec(params) if not described else (
+        build(spec, "optimizer", f"model.{key}", self.trust, params=params)
     )
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(
