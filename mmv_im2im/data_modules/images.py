@@ -28,10 +28,30 @@ from .zarr import _Zarr
 _READERS = {".tif": _Tiff, ".tiff": _Tiff, ".npy": _Npy, ".zarr": _Zarr, ".nd2": _Nd2, ".czi": _Czi,
             ".png": _Picture, ".jpg": _Picture, ".jpeg": _Picture}
 
+# %% ../../nbs/data_modules/06_images.ipynb #b602a275
+def _reader(path: Path):
+    "The class for a file; `DataError` where there is none to read."
+    if path.is_dir() and _is_zarr(path): return _Zarr
+    if not path.is_file(): raise DataError(f"{path} must be an image file; {_what_is(path)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes); copy or save the file again.")
+    return _READERS.get(path.suffix.lower(), _Other)
 
+# %% ../../nbs/data_modules/06_images.ipynb #593bedce
+def _unreadable(path: Path, source) -> str:
+    "Why a file cannot be read, as far as it is known."
+    page = source.series.keyframe if isinstance(source, _Tiff) and source.shape else None
+    if page is not None and "raise" in getattr(page.decode, "__name__", ""):
+        return (f"{path} is compressed as {getattr(page.compression, 'name', page.compression)} "
+                f"with pixels of {page.bitspersample} bits, which is not supported here; save it "
+                "without compression, or with zlib or LZW.")
+    return (f"{path} cannot be read: its contents are not those of a sound '{path.suffix}' file; "
+            "it is damaged, of a kind that is not supported, or has a wrong name.")
+
+# %% ../../nbs/data_modules/06_images.ipynb #6f5442fe
 @contextmanager
 def _opened(path: str | Path, scene: int = 0, level: int = 0):
-    "The opened file; all that can go wrong with it, reading included, becomes a `DataError`."
+    "The opened file; whatever is wrong with it, reading included, becomes a `DataError`."
     path, source = Path(path), None
     reader = _reader(path)
     try:
@@ -51,26 +71,6 @@ def _opened(path: str | Path, scene: int = 0, level: int = 0):
     finally:
         if source is not None: source.close()
 
-# %% ../../nbs/data_modules/06_images.ipynb #b602a275
-def _reader(path: Path):
-    "The class for a file; `DataError` where there is none to read."
-    if path.is_dir() and _is_zarr(path): return _Zarr
-    if not path.is_file(): raise DataError(f"{path} must be an image file; {_what_is(path)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); copy or save the file again.")
-    return _READERS.get(path.suffix.lower(), _Other)
-
-
-def _unreadable(path: Path, source) -> str:
-    "Why a file cannot be read, as far as it is known."
-    page = source.series.keyframe if isinstance(source, _Tiff) and source.shape else None
-    if page is not None and "raise" in getattr(page.decode, "__name__", ""):
-        return (f"{path} is compressed as {getattr(page.compression, 'name', page.compression)} "
-                f"with pixels of {page.bitspersample} bits, which is not supported here; save it "
-                "without compression, or with zlib or LZW.")
-    return (f"{path} cannot be read: its contents are not those of a sound '{path.suffix}' file; "
-            "it is damaged, of a kind that is not supported, or has a wrong name.")
-
 # %% ../../nbs/data_modules/06_images.ipynb #8f8fe44b
 @dataclass
 class ImageInfo:
@@ -87,6 +87,19 @@ class ImageInfo:
 _LOOKED_AT = 1000  # chunks of a zarr that are looked for before it is read
 
 
+def _about(source):
+    "Names and sizes as far as they make sense; what is broken in them harms no pixel."
+    try: names, size = source.about()
+    except Exception: return [], (None, None, None)
+    return names, tuple(s if s and 0 < s < math.inf else None for s in size)
+
+
+def _check_all_bytes(source: _Tiff):
+    "All planes must be there; pixels are not touched."
+    if source.page_axes is None: return source._take_contiguous([[0]] * len(source.shape))
+    for page in source.series.pages: _check_bytes(page, source.path)
+
+# %% ../../nbs/data_modules/06_images.ipynb #9eb4cd46
 def image_info(
     path: str | Path,  # An image of any kind
     axes: Optional[str] = None,  # The file's axes, out of T, C, Z, Y, X, S, where it does not say
@@ -109,18 +122,44 @@ def image_info(
     dtype = str(_given(source.dtype))
     return ImageInfo(Path(path), shape, dtype, names, pixel_size, source.n_scenes, source.n_levels)
 
+# %% ../../nbs/data_modules/06_images.ipynb #23959bf1
+def _take(source, letters: str, shape, index: Sequence[Sequence[int]]) -> np.ndarray:
+    "Pixels at `index` along `TCZYX`; a channel is number `C * samples + S`."
+    n, (t, c, z, y, x) = _sizes(letters, shape)["S"], index
+    groups = sorted({i // n for i in c})  # the file's channels that hold those asked for
+    samples = sorted({i % n for i in c})
+    keep = dict(T=t, C=groups, Z=z, Y=y, X=x, S=samples)
+    image = source.take([keep[a] for a in letters])
+    missing = [a for a in "TCSZYX" if a not in letters]
+    image = image.reshape(image.shape + (1,) * len(missing))
+    order = letters + "".join(missing)
+    image = image.transpose([order.index(a) for a in "TCSZYX"])
+    image = image.reshape(len(t), -1, len(z), len(y), len(x))
+    local = [groups.index(i // n) * len(samples) + samples.index(i % n) for i in c]
+    image = _pick(image, [range(len(t)), local])
+    return np.ascontiguousarray(image, _given(source.dtype))
 
-def _about(source):
-    "Names and sizes as far as they make sense; what is broken in them harms no pixel."
-    try: names, size = source.about()
-    except Exception: return [], (None, None, None)
-    return names, tuple(s if s and 0 < s < math.inf else None for s in size)
+# %% ../../nbs/data_modules/06_images.ipynb #5fc90562
+def _cut(region, z: list[int], size: dict[str, int], path: Path):
+    "Positions along z, y and x within `region`."
+    limits = len(z), size["Y"], size["X"]
+    try:
+        spans = [(0, n) for n in limits] if region is None else [
+            (as_index(a), as_index(b)) for a, b in region]
+    except (TypeError, ValueError):
+        spans = []
+    if len(spans) == 2: spans = [(0, len(z)), *spans]
+    if len(spans) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(spans, limits)):
+        raise DataError("`region` must be ((y0, y1), (x0, x1)) or ((z0, z1), (y0, y1), (x0, x1)) "
+                        "with 0 <= start < stop, in whole pixels, within the (Z, Y, X) = "
+                        f"{limits} of {path}; got {region}.")
+    return z[slice(*spans[0])], range(*spans[1]), range(*spans[2])
 
-
-def _check_all_bytes(source: _Tiff):
-    "All planes must be there; pixels are not touched."
-    if source.page_axes is None: return source._take_contiguous([[0]] * len(source.shape))
-    for page in source.series.pages: _check_bytes(page, source.path)
+# %% ../../nbs/data_modules/06_images.ipynb #40191c17
+def _alpha(path: Path, n: int) -> str:
+    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of gray or color; "
+            f"save it without, or ask for `channels={list(range(n - 1))}` (in a config "
+            "`data.source_channels` or `data.target_channels`).")
 
 # %% ../../nbs/data_modules/06_images.ipynb #cf62d6f0
 def read_image(
@@ -148,46 +187,13 @@ def read_image(
         grain = dict(zip(letters, source.grain))
     return _lazy(_Later((path, axes, scene, level), index, source.dtype), grain)
 
-# %% ../../nbs/data_modules/06_images.ipynb #5fc90562
-def _alpha(path: Path, n: int) -> str:
-    return (f"{path} has an alpha channel, transparency, behind its {n - 1} of gray or color; "
-            f"save it without, or ask for `channels={list(range(n - 1))}` (in a config "
-            "`data.source_channels` or `data.target_channels`).")
-
-
-def _cut(region, z: list[int], size: dict[str, int], path: Path):
-    "Positions along z, y and x within `region`."
-    limits = len(z), size["Y"], size["X"]
-    try:
-        spans = [(0, n) for n in limits] if region is None else [
-            (as_index(a), as_index(b)) for a, b in region]
-    except (TypeError, ValueError):
-        spans = []
-    if len(spans) == 2: spans = [(0, len(z)), *spans]
-    if len(spans) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(spans, limits)):
-        raise DataError("`region` must be ((y0, y1), (x0, x1)) or ((z0, z1), (y0, y1), (x0, x1)) "
-                        "with 0 <= start < stop, in whole pixels, within the (Z, Y, X) = "
-                        f"{limits} of {path}; got {region}.")
-    return z[slice(*spans[0])], range(*spans[1]), range(*spans[2])
-
-# %% ../../nbs/data_modules/06_images.ipynb #23959bf1
-def _take(source, letters: str, shape, index: Sequence[Sequence[int]]) -> np.ndarray:
-    "Pixels at `index` along `TCZYX`; a channel is number `C * samples + S`."
-    n, (t, c, z, y, x) = _sizes(letters, shape)["S"], index
-    groups = sorted({i // n for i in c})  # the file's channels that hold those asked for
-    samples = sorted({i % n for i in c})
-    keep = dict(T=t, C=groups, Z=z, Y=y, X=x, S=samples)
-    image = source.take([keep[a] for a in letters])
-    missing = [a for a in "TCSZYX" if a not in letters]
-    image = image.reshape(image.shape + (1,) * len(missing))
-    order = letters + "".join(missing)
-    image = image.transpose([order.index(a) for a in "TCSZYX"])
-    image = image.reshape(len(t), -1, len(z), len(y), len(x))
-    local = [groups.index(i // n) * len(samples) + samples.index(i % n) for i in c]
-    image = _pick(image, [range(len(t)), local])
-    return np.ascontiguousarray(image, _given(source.dtype))
-
 # %% ../../nbs/data_modules/06_images.ipynb #b1f07708
+def _positions(positions: Sequence[int], key) -> Sequence[int]:
+    "Those out of `positions` that `key` stands for: a slice, a number, or several."
+    if isinstance(key, slice): return positions[key]
+    return [positions[k] for k in np.atleast_1d(key).tolist()]
+
+# %% ../../nbs/data_modules/06_images.ipynb #842e3892
 class _Later:
     "An array `TCZYX` that is read when it is indexed; no file stays open."
     ndim = 5
@@ -204,13 +210,13 @@ class _Later:
         with _opened(path, scene, level) as source:
             return _take(source, *_name_axes(source, axes), kept).reshape(shape)
 
-
-def _positions(positions: Sequence[int], key) -> Sequence[int]:
-    "Those out of `positions` that `key` stands for: a slice, a number, or several."
-    if isinstance(key, slice): return positions[key]
-    return [positions[k] for k in np.atleast_1d(key).tolist()]
-
 # %% ../../nbs/data_modules/06_images.ipynb #7e30380e
+def _chunks(positions: np.ndarray, grain: int) -> tuple[int, ...]:
+    "Lengths of the runs of positions that lie in the same chunk of the file."
+    ends = np.flatnonzero(np.diff(positions // grain)) + 1
+    return tuple(np.diff([0, *ends, len(positions)]).tolist())
+
+# %% ../../nbs/data_modules/06_images.ipynb #74398469
 def _lazy(image: _Later, grain: dict[str, int]):
     "A dask array whose chunks begin and end where those of the file do."
     import dask.array as da
@@ -223,11 +229,30 @@ def _lazy(image: _Later, grain: dict[str, int]):
     name = f"image-{tokenize(*map(str, image.source), image.index, stamp)}"
     return da.from_array(image, chunks, name=name, meta=np.zeros((0,) * 5, image.dtype))
 
+# %% ../../nbs/data_modules/06_images.ipynb #41f50576
+def _storable(image: np.ndarray, path: Path) -> np.ndarray:
+    "The same values in a dtype that OME-TIFF has."
+    kind, bits = image.dtype.kind, image.dtype.itemsize * 8
+    if kind == "b": return image.astype(np.uint8)
+    if kind == "f": return image if bits == 32 else image.astype(np.float32)
+    if kind not in "iu":
+        raise DataError(f"{path}: images of dtype {image.dtype} cannot be written.")
+    if bits <= 32: return image
+    low, high = (int(image.min()), int(image.max())) if image.size else (0, 0)
+    for dtype in ("u1", "u2", "u4") if low >= 0 else ("i1", "i2", "i4"):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max: return image.astype(dtype)
+    raise DataError(f"{path}: values from {low} to {high} do not fit into 32 bits; scale or "
+                    "relabel them.")
 
-def _chunks(positions: np.ndarray, grain: int) -> tuple[int, ...]:
-    "Lengths of the runs of positions that lie in the same chunk of the file."
-    ends = np.flatnonzero(np.diff(positions // grain)) + 1
-    return tuple(np.diff([0, *ends, len(positions)]).tolist())
+# %% ../../nbs/data_modules/06_images.ipynb #75b77d91
+def _axes_to_write(axes: Optional[str], image: np.ndarray, path: Path) -> str:
+    axes = (axes or _BY_NDIM.get(image.ndim, "")).upper()
+    if len(axes) != image.ndim or set(axes) - set("TCZYX") or len(set(axes)) < len(axes) \
+            or axes[-2:] != "YX" or 0 in image.shape:
+        raise DataError(f"{path}: `axes` must name the {image.ndim} axes of an image of shape "
+                        f"{image.shape} out of T, C, Z, Y, X, each once and Y, X last, none of "
+                        f"length 0; got '{axes}'.")
+    return axes
 
 # %% ../../nbs/data_modules/06_images.ipynb #969ad5c4
 def write_image(
@@ -258,32 +283,17 @@ def write_image(
                          compression="zlib", compressionargs=dict(level=1),
                          bigtiff=image.nbytes > 2**31)
 
-# %% ../../nbs/data_modules/06_images.ipynb #41f50576
-def _storable(image: np.ndarray, path: Path) -> np.ndarray:
-    "The same values in a dtype that OME-TIFF has."
-    kind, bits = image.dtype.kind, image.dtype.itemsize * 8
-    if kind == "b": return image.astype(np.uint8)
-    if kind == "f": return image if bits == 32 else image.astype(np.float32)
-    if kind not in "iu":
-        raise DataError(f"{path}: images of dtype {image.dtype} cannot be written.")
-    if bits <= 32: return image
-    low, high = (int(image.min()), int(image.max())) if image.size else (0, 0)
-    for dtype in ("u1", "u2", "u4") if low >= 0 else ("i1", "i2", "i4"):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max: return image.astype(dtype)
-    raise DataError(f"{path}: values from {low} to {high} do not fit into 32 bits; scale or "
-                    "relabel them.")
-
-
-def _axes_to_write(axes: Optional[str], image: np.ndarray, path: Path) -> str:
-    axes = (axes or _BY_NDIM.get(image.ndim, "")).upper()
-    if len(axes) != image.ndim or set(axes) - set("TCZYX") or len(set(axes)) < len(axes) \
-            or axes[-2:] != "YX" or 0 in image.shape:
-        raise DataError(f"{path}: `axes` must name the {image.ndim} axes of an image of shape "
-                        f"{image.shape} out of T, C, Z, Y, X, each once and Y, X last, none of "
-                        f"length 0; got '{axes}'.")
-    return axes
-
 # %% ../../nbs/data_modules/06_images.ipynb #598cee29
+def _check_whole(array: np.ndarray, path: str | Path):
+    "Say that float32 does not hold whole numbers of so many digits."
+    if array.dtype.itemsize < 4 or not array.size: return
+    top = max(int(array.max()), -int(array.min()))
+    if top <= 2**24: return
+    _tell(Path(path), "digits", f"has whole numbers up to {top}; a network computes in float32, "
+          "which holds 7 digits, so that as intensities they are rounded. Subtract an offset if "
+          "these digits matter.")
+
+# %% ../../nbs/data_modules/06_images.ipynb #5e3a7a96
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -302,16 +312,6 @@ def check_finite(
     what = f"{n[0]} NaN and {n[1]} infinite" if any(n) else f"{bad.sum()} too large"
     raise DataError(f"{path} has {what} pixels of {array.size}, the first at {first}; replace or "
                     "mask them.")
-
-
-def _check_whole(array: np.ndarray, path: str | Path):
-    "Say that float32 does not hold whole numbers of so many digits."
-    if array.dtype.itemsize < 4 or not array.size: return
-    top = max(int(array.max()), -int(array.min()))
-    if top <= 2**24: return
-    _tell(Path(path), "digits", f"has whole numbers up to {top}; a network computes in float32, "
-          "which holds 7 digits, so that as intensities they are rounded. Subtract an offset if "
-          "these digits matter.")
 
 # %% ../../nbs/data_modules/06_images.ipynb #4f790242
 def __getattr__(name): return moved(__name__, name)

