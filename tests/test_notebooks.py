@@ -3,6 +3,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
@@ -57,6 +58,49 @@ def test_a_page_grows_its_own_classes(name):
     last = max(i for i, s in enumerate(code) if re.match(r"#\s*\|\s*export", s))
     own = re.compile(rf"from mmv_im2im\.({re.escape(module_of(name))}|all) import")
     assert not [s for s in code[:last] if own.search(s)]
+
+
+def lines_of(source: str) -> int:
+    "Lines of code of a cell; a signature counts as one, its arguments are documentation."
+    n, open_brackets = 0, 0
+    for line in map(str.strip, source.splitlines()):
+        if not line or line.startswith("#"): continue
+        if open_brackets or re.match(r"(async )?def |class ", line):
+            n += not open_brackets
+            code = re.sub(r"#.*", "", line)
+            open_brackets += sum(map(code.count, "([")) - sum(map(code.count, ")]"))
+        else: n += 1
+    return n
+
+
+def only_imports(source: str) -> bool:
+    "Whether a cell does nothing but import."
+    code = [line for line in source.splitlines() if line.strip() and not line.startswith("#")]
+    return all(re.match(r"\s*(import|from|\)|[\w, ]+,?$)", line) for line in code)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_page_is_read_in_small_steps(name):
+    "Exported cells are short, each is shown at work soon, and fewer than half of the cells export."
+    code = [c["source"] for c in cells(name) if c["cell_type"] == "code"]
+    code = [s for s in code if "default_exp" not in s and "nbdev_export()" not in s]
+    is_exported = [bool(re.match(r"#\s*\|\s*export", s)) for s in code]
+    run, sizes = 0, []
+    for source, exports in zip(code, is_exported):
+        if not exports:
+            if not re.match(r"#\s*\|\s*hide", source): run = 0
+        elif not only_imports(source):
+            sizes.append(lines_of(source))
+            run += sizes[-1]
+            assert run <= 60, f"{run} exported lines without a cell that shows what they do, up to: {source[:80]}"
+            assert sizes[-1] <= 40, f"{sizes[-1]} lines: {source[:80]}"
+    assert sum(is_exported) < len(code) / 2, f"{sum(is_exported)} of {len(code)} cells export"
+
+
+def test_most_exported_cells_are_short():
+    code = [c["source"] for name in COMPONENTS for c in cells(name) if c["cell_type"] == "code"]
+    sizes = [lines_of(s) for s in code if re.match(r"#\s*\|\s*export", s) and not only_imports(s)]
+    assert median(sizes) <= 15
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in COMPONENTS])
