@@ -127,7 +127,7 @@ class TrainerConfig(
 
 # %% ../../nbs/config/02_sections.ipynb #2f751ff3
 def _check_length(trainer: TrainerConfig):
-    "`ConfigError` where training would be no training, or would never end."
+    "`ConfigError` if training would train nothing, or would never end."
     if trainer.max_epochs == 0:
         raise ConfigError("`trainer.max_epochs` is 0, which trains nothing; give 1 or more, or -1.")
     if trainer.max_epochs == -1 and trainer.max_steps == -1 and trainer.max_time is None:
@@ -215,7 +215,7 @@ def _check_validation(trainer: TrainerConfig):
 
 # %% ../../nbs/config/02_sections.ipynb #98f88615
 def _check_flags(trainer: TrainerConfig):
-    "`ConfigError` unless switches are switches."
+    "`ConfigError` unless each switch has a value that it takes."
     for name in ("early_stopping", "fast_dev_run"):
         value = getattr(trainer, name)
         if not isinstance(value, int) or value < 0:

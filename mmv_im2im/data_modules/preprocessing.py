@@ -177,7 +177,7 @@ def _check_there(path: Path, what: str, chosen: Optional[Sequence[int]], n: int,
 # %% ../../nbs/data_modules/15_preprocessing.ipynb #8fbd6a72
 @patch
 def _place(self: Preprocessing, key: str, path: Path) -> dict[str, int]:
-    "Scene and level to read; a target or cost map that has one only belongs to the one chosen."
+    "Scene and level to read; a target or cost map that has only one belongs to the one chosen."
     place = {"scene": self.scene, "level": self.level}
     if key == "IM" or not any(place.values()): return place
     about = image_info(path, axes=self.axes[key])
@@ -318,7 +318,7 @@ def normalize(self: Preprocessing,
     x: np.ndarray,  # `(C, [Z,] Y, X)`
     source: Optional[np.ndarray] = None,  # The source of a target, as `read` gives it
 ) -> np.ndarray:  # float32
-    "An image with the statistics of itself, or of the data set where its normalization says so."
+    "Normalize an image with its own statistics, or those of the data set if its norm says so."
     norm, stats = (self.source_norm, self.source_stats) if key == "IM" else self.units(source)
     if norm is None: return x.astype(np.float32)
     like = key == "GT" and isinstance(self.target_norm, LikeSource)

@@ -200,7 +200,7 @@ def _identity_losses(
 # %% ../../nbs/models/13_cyclegan.ipynb #725aa45a
 @contextmanager
 def _untracked(net: nn.Module):
-    "Batch norm learns the statistics of what prediction will see, not those of translations."
+    "Inside, batch norm keeps its running statistics as they are."
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [m.momentum for m in norms]
     for m in norms: m.momentum = 0.0

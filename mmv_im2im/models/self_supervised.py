@@ -168,7 +168,7 @@ def refine(self: SelfSupervised, raw, source, calibrated=True):
 def held_back(self: SelfSupervised,
     batch: dict,  # `IM`, perhaps `CM`
 ) -> torch.Tensor:  # True at the pixels that are compared; `(B, 1 or C, [Z,] Y, X)`
-    "Pixels that validate: those that the cost map leaves where it leaves few, or a lattice."
+    "Pixels that validate: those that the cost map leaves, if they are few, else a lattice."
     x, weight = batch["IM"], batch.get("CM")
     counted = torch.ones_like(x[:, :1]) if weight is None else weight
     few = counted > 0
@@ -193,13 +193,13 @@ def _scattered(pixels: torch.Tensor) -> bool:
 # %% ../../nbs/models/17_self_supervised.ipynb #84cb6807
 @patch
 def validation_source(self: SelfSupervised, batch):
-    "Images whose pixels that validate are hidden."
+    "Images in which the pixels that validate are hidden."
     return self.strategy.conceal(batch["IM"], self.held_back(batch))
 
 
 @patch
 def validation_losses(self: SelfSupervised, raw, batch):
-    "Squared error at pixels that were hidden, which the noise raises by the same amount always."
+    "Squared error at hidden pixels; the noise always raises it by the same amount."
     x, held = batch["IM"], self.held_back(batch)
     return {"holdout": apply_loss(nn.MSELoss(), raw, x, held.float().expand_as(x))}
 
@@ -212,7 +212,7 @@ def monitor(self: SelfSupervised) -> str:
 
 @patch
 def sanity_check(self: SelfSupervised, batch):
-    "Ask the strategy whether it suits, and the loss for an opinion on the source itself."
+    "Check that the strategy suits the images, and try the loss on the source itself."
     x = batch["IM"]
     self.strategy.suits(x.ndim - 2)
     self.strategy.loss(lambda seen, mask=None: seen, x, batch.get("CM"), self.loss)

@@ -125,7 +125,7 @@ def _no_advice(record: logging.LogRecord) -> bool:
 
 # %% ../../nbs/trainers/04_trainer.ipynb #d3d07bbb
 class _Checkpoint(ModelCheckpoint):
-    "One whose state is found by its file name, so that several may watch the same metric."
+    "A checkpoint callback, known by its file name, so that several may watch the same metric."
     @property
     def state_key(self) -> str: return f"{self.filename}, {self._every_n_train_steps}"
 
@@ -187,7 +187,7 @@ def _checkpoints(
 
 # %% ../../nbs/trainers/04_trainer.ipynb #fe860bd1
 def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
-    "`ConfigError` where a callback waits for a metric that is not logged, or for worse ones."
+    "`ConfigError` if a callback watches a metric that is not logged, or takes the worst for the best."
     monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
     if not isinstance(monitor, str) or not isinstance(callback, (EarlyStopping, ModelCheckpoint)):
         return
