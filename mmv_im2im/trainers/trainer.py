@@ -187,7 +187,7 @@ def _checkpoints(
 
 # %% ../../nbs/trainers/04_trainer.ipynb #fe860bd1
 def _check_watcher(callback: pl.Callback, key: str, names: Sequence[str] = ()):
-    "`ConfigError` if a callback watches a metric that is not logged, or takes the worst for the best."
+    "`ConfigError` if a callback watches what is not logged, or takes the worst for the best."
     monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
     if not isinstance(monitor, str) or not isinstance(callback, (EarlyStopping, ModelCheckpoint)):
         return
