@@ -156,7 +156,7 @@ COUNTS = {
 def test_planes_that_do_not_fit_are_refused(name, tmp_path):
     write, word = COUNTS[name]
     write(tmp_path / "a.tif")
-    refused(tmp_path / "a.tif", word)
+    assert word in refused(tmp_path / "a.tif")
 
 
 # ---- sets of files
@@ -225,7 +225,7 @@ def test_an_image_in_files_that_do_not_fit(name, tmp_path):
     how, spoil, word = WRONG_SETS[name]
     folder = write_set(tmp_path / "set", [[0, 1, 2]], **how)
     spoil(folder)
-    refused(folder / "f0.ome.tif", word)
+    assert word in refused(folder / "f0.ome.tif")
 
 
 def test_a_header_without_planes(tmp_path):
@@ -416,7 +416,7 @@ REFUSED = {"CMYK JPEG": (cmyk_jpeg, "not gray or RGB"), "CMYK TIFF": (cmyk_tiff,
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_colors_are_refused(name, tmp_path):
     write, word = REFUSED[name]
-    refused(write(tmp_path / "a.tif"), word)
+    assert word in refused(write(tmp_path / "a.tif"))
 
 
 KEPT = {
@@ -516,7 +516,8 @@ def test_digits_that_float32_does_not_hold(caplog):
 
 @pytest.mark.parametrize("named", ["images=7\nslices=7", "images=7\nframes=7", "channels=2\nslices=3\nimages=6", "channels=2\nframes=2\nhyperstack=true"])
 def test_imagej_counts_other_planes(named, tmp_path):
-    refused(pages(tmp_path / "a.tif", X[:5], f"ImageJ=1.54f\n{named}\n"), "has 5 planes, but its header names")
+    said = refused(pages(tmp_path / "a.tif", X[:5], f"ImageJ=1.54f\n{named}\n"))
+    assert "has 5 planes, but its header names" in said
 
 
 def test_imagej_counts_right(tmp_path):
@@ -574,7 +575,7 @@ def test_axes_without_y(tmp_path):
     group = zarr.open_group(str(tmp_path / "a.zarr"), "w")
     group.create_dataset("0", data=X[0])
     group.attrs["multiscales"] = [{"axes": [{"name": "north", "type": "space"}, {"name": "east", "type": "space"}], "datasets": [{"path": "0"}]}]
-    refused(tmp_path / "a.zarr", "cannot be told apart")
+    assert "cannot be told apart" in refused(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize("omero", [None, [], 3, {"channels": None}, {"channels": [None]}, {"channels": "DAPI"}])
@@ -611,7 +612,7 @@ def test_positions_called_alike(tmp_path):
 
 def test_channels_called_alike(tmp_path):
     positions(tmp_path, one_image=True)
-    for i in range(3): refused(tmp_path / f"P{i}" / "img.ome.tif", "named alike")
+    for i in range(3): assert "named alike" in refused(tmp_path / f"P{i}" / "img.ome.tif")
 
 
 def chunk(kind, data, crc=None):
